@@ -1,0 +1,55 @@
+"""Shared fixtures: a toy data set whose right answer is known, quiet logs, and no network.
+
+The toy data: ``groups`` groups of users and of items; every user takes the items of his own group in a
+different order and his last two (validation, test) are items of that group too. A model that learns
+anything ranks the items of a user's own group, unseen ones included, above all others.
+"""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_tokenrec  # noqa: F401  (makes RecBole importable)
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def write_toy(folder, name="toy", groups=4, users=12, items=12, per_user=9, seed=0):
+    """Write ``folder/name/name.inter``: ``groups*users`` users, ``groups*items`` items; returns ``folder``."""
+    rng = np.random.default_rng(seed)
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for group in range(groups):
+        for user in range(users):
+            taken = rng.permutation(items)[:per_user]
+            rows += [f"g{group}u{user}\tg{group}i{item}\t{t + 1}" for t, item in enumerate(taken)]
+    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory):
+    """Folder to give as ``data_path``; holds the data set ``toy``."""
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def in_temporary_folder(tmp_path, monkeypatch):
+    """RecBole writes saved/, log/ and log_tensorboard/ where it runs, and reads sys.argv: keep both clean."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    yield
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+            handler.close()
