@@ -1,0 +1,193 @@
+"""Prompts as tensors: Section 2.4.1, Eq. 15.
+
+Eleven templates with the history and eleven with the user alone; ten are seen in training, the eleventh only by
+``prompt: unseen``. The first of each list is the one printed in the paper, the others are our own wording.
+
+A template's words are tokenized once. A prompt for any user is then put together by copying blocks of ids: head,
+user codes, link, items (codes and separators), tail. ``PromptBuilder`` finds those blocks by tokenizing a rendered
+example and looking where its ID tokens landed, so that the result equals the tokenizer's output on the full string
+(a test compares the two), without formatting a string per user.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER, entity_tokens, token_names
+
+HISTORY_TEMPLATES = (
+    "According to what items the {user} has interacted with: {items}. Can you describe the user's preferences?",
+    "Here is what {user} picked so far: {items}. Which item would suit this user next?",
+    "The list of things that {user} enjoyed reads {items}. Name something of the same taste.",
+    "Given that {user} chose {items}, work out what else this user may want.",
+    "{user} has a history of {items}. Think of an item that belongs on this shelf.",
+    "All of these were taken by {user}: {items}. What should be offered now?",
+    "Somebody known as {user} liked {items}. Suggest a new item to this person.",
+    "We recorded these choices of {user}: {items}. Predict another choice.",
+    "If {user} already owns {items}, which item is still missing?",
+    "Summarise the taste of {user} from {items}, then find further items.",
+    "Please recommend something fresh for {user}, whose past items are {items}.",
+)
+USER_TEMPLATES = (
+    "I wonder what the {user} will like. Can you help me decide?",
+    "Which item would suit {user} next?",
+    "Name something of the taste of {user}.",
+    "Work out what else {user} may want.",
+    "Think of an item that belongs on the shelf of {user}.",
+    "What should be offered to {user} now?",
+    "Suggest a new item to somebody known as {user}.",
+    "Predict another choice of {user}.",
+    "For the person {user}, which item is still missing?",
+    "Summarise the taste of {user} in order to find further items.",
+    "Please recommend something fresh for {user}.",
+)
+NUM_SEEN = 10
+PRINTED, COMPACT = "printed", "compact"
+
+
+class Blocks(NamedTuple):
+    """Token ids of one template around its ID tokens; ``link``, ``separator`` are empty without history."""
+
+    head: torch.Tensor
+    link: torch.Tensor
+    separator: torch.Tensor
+    tail: torch.Tensor
+
+
+class PromptBatch(NamedTuple):
+    """``input_ids`` (B, T) int64 and ``attention_mask`` (B, T) int64, padded on the right."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def all_texts() -> list[str]:
+    """Every text a prompt may hold besides ID tokens, for a from-scratch tokenizer."""
+    bare = {"user": "user_", "items": "item_, item_"}
+    return [template.format(**bare) for template in HISTORY_TEMPLATES + USER_TEMPLATES]
+
+
+class PromptBuilder:
+    """Puts prompts together for one tokenizer and one pair of code tables.
+
+    Args:
+        tokenizer: Hugging Face tokenizer that knows the ID tokens.
+        num_codebooks, codebook_size: K and L of users and items.
+        user_ids, item_ids: (K * L,) token ids of the ID tokens, codebook by codebook.
+        history: whether the prompt lists the user's items.
+        style: ``printed`` as in the paper (``item_<v1-4>…, item_…``), or ``compact``: the items' tokens alone,
+            one after the other, which saves the words between them.
+        max_tokens: the prompt's limit; histories are cut to the items that fit, never within an item.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        num_codebooks: int,
+        codebook_size: int,
+        user_ids: torch.Tensor,
+        item_ids: torch.Tensor,
+        history: bool,
+        style: str,
+        max_tokens: int,
+    ):
+        self.tokenizer = tokenizer
+        self.num_codebooks = num_codebooks
+        self.history = history
+        self.style = style
+        self.max_tokens = max_tokens
+        self.pad_id = tokenizer.pad_token_id
+        self.user_table = user_ids.view(num_codebooks, codebook_size)
+        self.item_table = item_ids.view(num_codebooks, codebook_size)
+        self.templates = HISTORY_TEMPLATES if history else USER_TEMPLATES
+        self.blocks = [self._parse(template) for template in self.templates]
+
+    @property
+    def num_templates(self) -> int:
+        return len(self.templates)
+
+    def render(self, template: int, user_codes, item_codes=()) -> str:
+        """The prompt as a person reads it; ``user_codes`` (K,), ``item_codes`` (n, K)."""
+        user = "user_" + "".join(entity_tokens(USER_LETTER, user_codes))
+        prefix, separator = ("item_", ", ") if self.style == PRINTED else ("", "")
+        items = separator.join(prefix + "".join(entity_tokens(ITEM_LETTER, codes)) for codes in item_codes)
+        return self.templates[template].format(user=user, items=items)
+
+    def capacity(self, template: int) -> int:
+        """How many items fit beside the template's words and the user's tokens."""
+        head, link, separator, tail = (len(block) for block in self.blocks[template])
+        room = self.max_tokens - head - link - tail - self.num_codebooks + separator
+        return max(room // (self.num_codebooks + separator), 0) if self.history else 0
+
+    def build(
+        self,
+        template: int,
+        user_codes: torch.Tensor,
+        item_codes: torch.Tensor | None = None,
+        num_items: torch.Tensor | None = None,
+    ) -> PromptBatch:
+        """Prompts of one template for B users.
+
+        Args:
+            template: index into the templates.
+            user_codes: (B, K).
+            item_codes: (B, M, K), the first ``num_items`` of each row count. None without history.
+            num_items: (B,) number of items of each user, at most :meth:`capacity`.
+        """
+        head, link, separator, tail = (block.to(user_codes.device) for block in self.blocks[template])
+        batch, device = len(user_codes), user_codes.device
+        ways = torch.arange(self.num_codebooks, device=device)
+        parts = [head.expand(batch, -1), self.user_table.to(device)[ways, user_codes], link.expand(batch, -1)]
+        if item_codes is not None and item_codes.shape[1] > 0:
+            items = self.item_table.to(device)[ways, item_codes]  # (B, M, K)
+            spaced = separator.expand(batch, items.shape[1], -1)  # (B, M, s)
+            parts.append(torch.cat([items, spaced], dim=2).flatten(1))  # (B, M * (K + s))
+            step = self.num_codebooks + len(separator)
+            used = (num_items * step - len(separator)).clamp_min(0)  # (B,) no separator after the last item
+        else:
+            used = torch.zeros(batch, dtype=torch.long, device=device)
+        start = sum(part.shape[1] for part in parts[:3])
+        length = start + used + len(tail)  # (B,)
+        ids = torch.cat([*parts, tail.expand(batch, -1)], dim=1)
+        ends = start + used.unsqueeze(1) + torch.arange(len(tail), device=device)  # (B, t)
+        ids = ids.scatter(1, ends, tail.expand(batch, -1))[:, : int(length.max())]
+        mask = torch.arange(ids.shape[1], device=device) < length.unsqueeze(1)
+        return PromptBatch(ids.masked_fill(~mask, self.pad_id), mask.long())
+
+    def _parse(self, template: str) -> Blocks:
+        """Tokenize a rendered example and cut it where its ID tokens stand (the user before the items)."""
+        ways = range(self.num_codebooks)
+        index = self.templates.index(template)
+        example = [[0] * self.num_codebooks] * (2 if self.history else 0)
+        ids = self.tokenizer(self.render(index, [0] * self.num_codebooks, example))["input_ids"]
+        user = [int(self.user_table[k, 0]) for k in ways]
+        item = [int(self.item_table[k, 0]) for k in ways]
+        at_user = _find(ids, user)
+        head, rest = ids[:at_user], ids[at_user + len(user) :]
+        if not self.history:
+            return Blocks(*(torch.tensor(block, dtype=torch.long) for block in (head, [], [], rest)))
+        first = _find(ids, item)
+        second = _find(ids, item, first + len(item))
+        separator = ids[first + len(item) : second]
+        blocks = (head, ids[at_user + len(user) : first], separator, ids[second + len(item) :])
+        return Blocks(*(torch.tensor(block, dtype=torch.long) for block in blocks))
+
+
+def _find(ids: list[int], pattern: list[int], start: int = 0) -> int:
+    for at in range(start, len(ids) - len(pattern) + 1):
+        if ids[at : at + len(pattern)] == pattern:
+            return at
+    raise ConfigError(
+        f"the tokenizer splits the ID tokens {pattern}: they must be whole tokens of its vocabulary"
+    )
+
+
+def id_token_names(num_codebooks: int, codebook_size: int) -> tuple[list[str], list[str]]:
+    """All user tokens and all item tokens, in the order the embedding table takes them."""
+    return (
+        token_names(USER_LETTER, num_codebooks, codebook_size),
+        token_names(ITEM_LETTER, num_codebooks, codebook_size),
+    )

@@ -1,0 +1,180 @@
+"""Masked Vector-Quantized tokenizer: Sections 2.3.2 to 2.3.5, Eq. 2 to 14.
+
+One class serves users and items. The K encoders are one stack of batched matrices: K small products in one call
+instead of K modules, the same mathematics several times faster.
+
+Deviations, each off in the preset ``paper``: k-means start of the codebooks after a short warm-up
+(``mq_kmeans_init``) and revival of dead codewords (``mq_revive_dead``), both the trainer's to call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_tokenrec.tokenizers.base import IDTokenizer, TokenizerOutput
+
+_MINI_BATCH_ABOVE = 50_000  # rows from which full k-means costs more than it gains
+
+
+class KWayMLP(nn.Module):
+    """K independent multilayer perceptrons of the same shape, side by side. (B, d_in) -> (K, B, d_out)"""
+
+    def __init__(self, ways: int, sizes: list[int]):
+        super().__init__()
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes, sizes[1:]):
+            weight = torch.empty(ways, fan_in, fan_out)
+            for way in weight:  # as nn.Linear starts, drawn anew for each of the K ways
+                nn.init.kaiming_uniform_(way.T, a=math.sqrt(5))
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(ways, 1, fan_out)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.expand(self.weights[0].shape[0], *x.shape)  # (K, B, d_in)
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if depth < len(self.weights) - 1:
+                x = F.relu(x)
+        return x
+
+
+def nearest_codeword(encoded: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """Eq. 5: index of the codeword at the least Euclidean distance.
+
+    |a - c|^2 = |a|^2 - 2ac + |c|^2; |a|^2 is the same for all codewords, so that one product (K, B, L) is enough
+    and no (B, L, d_c) difference is ever built.
+
+    Args:
+        encoded: (K, B, d_c).
+        codebooks: (K, L, d_c).
+
+    Returns:
+        (K, B) int64.
+    """
+    distance = torch.baddbmm(
+        codebooks.pow(2).sum(-1).unsqueeze(1), encoded, codebooks.transpose(1, 2), alpha=-2.0
+    )  # (K, B, L)
+    return distance.argmin(dim=-1)
+
+
+class MQTokenizer(IDTokenizer):
+    """K-way encoder, K-way codebook and K-to-1 decoder for users or for items.
+
+    Args:
+        input_dim: d of the collaborative representations.
+        num_codebooks: K.
+        codebook_size: L.
+        codeword_dim: d_c.
+        hidden_size: width of the three hidden layers of each encoder and of the decoder's two.
+        masking_ratio: rho of Eq. 2, in [0, 1].
+        beta: weight of the commitment loss, Eq. 13.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_codebooks: int,
+        codebook_size: int,
+        codeword_dim: int = 64,
+        hidden_size: int = 256,
+        masking_ratio: float = 0.2,
+        beta: float = 0.25,
+    ):
+        super().__init__(input_dim, num_codebooks, codebook_size)
+        self.masking_ratio = masking_ratio
+        self.beta = beta
+        self.encoders = KWayMLP(num_codebooks, [input_dim, *[hidden_size] * 3, codeword_dim])
+        self.codebooks = nn.Parameter(torch.empty(num_codebooks, codebook_size, codeword_dim))
+        nn.init.uniform_(self.codebooks, -1 / codebook_size, 1 / codebook_size)
+        self.decoder = nn.Sequential(
+            nn.Linear(codeword_dim, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, input_dim),
+        )
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor:
+        """Eq. 2-3: each element is hidden (set to 0) with probability rho; drawn anew at every call."""
+        if self.masking_ratio == 0 or not self.training:
+            return x
+        return x * torch.bernoulli(torch.full_like(x, 1 - self.masking_ratio))
+
+    def quantize(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoded (K, B, d_c) -> codewords (K, B, d_c) and indices (K, B), Eq. 5-6."""
+        indices = nearest_codeword(encoded, self.codebooks)
+        ways = torch.arange(self.num_codebooks, device=indices.device).unsqueeze(1)
+        return self.codebooks[ways, indices], indices
+
+    def forward(self, x: torch.Tensor) -> TokenizerOutput:
+        target = self.standardise(x)  # (B, d)
+        encoded = self.encoders(self.mask(target))  # (K, B, d_c), Eq. 4
+        chosen, indices = self.quantize(encoded)
+        # Straight-through: the decoder sees the codewords, its gradient reaches the encoders as it is.
+        # The codebooks get no gradient here; they learn by the codebook loss alone (Eq. 11).
+        passed = encoded + (chosen - encoded).detach()
+        reconstruction = self.decoder(passed.mean(dim=0))  # (B, d), Eq. 9
+        return TokenizerOutput(
+            quantized=self.restore(reconstruction),
+            indices=indices.T,
+            losses={
+                "reconstruction": squared_distance(reconstruction, target),  # Eq. 10
+                "codebook": squared_distance(chosen, encoded.detach()),  # Eq. 11
+                "commitment": squared_distance(encoded, chosen.detach()),  # Eq. 12
+            },
+        )
+
+    def loss(self, output: TokenizerOutput) -> torch.Tensor:
+        """Eq. 13 (items) and Eq. 14 (users)."""
+        losses = output.losses
+        return losses["reconstruction"] + losses["codebook"] + self.beta * losses["commitment"]
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return nearest_codeword(self.encoders(self.standardise(x)), self.codebooks).T
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.restore(self.decoder(self.codewords(codes).mean(dim=1)))
+
+    def codeword_table(self) -> torch.Tensor:
+        return self.codebooks.detach()
+
+    @torch.no_grad()
+    def start_codebooks(self, x: torch.Tensor, seed: int) -> None:
+        """k-means of each encoder's outputs over ``x`` (n, d) become its codewords.
+
+        With fewer distinct rows than codewords the remaining codewords are left where they are.
+        """
+        encoded = self.encoders(self.standardise(x))  # (K, n, d_c)
+        for way, rows in enumerate(encoded):
+            rows = torch.unique(rows, dim=0).cpu().numpy()
+            clusters = min(self.codebook_size, len(rows))
+            method = MiniBatchKMeans if len(rows) > _MINI_BATCH_ABOVE else KMeans
+            fitted = method(clusters, n_init=1, max_iter=50, random_state=seed + way, init="k-means++").fit(rows)
+            self.codebooks[way, :clusters] = torch.from_numpy(fitted.cluster_centers_).to(self.codebooks)
+
+    @torch.no_grad()
+    def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
+        dead = use == 0  # (K, L)
+        if not dead.any():
+            return 0
+        encoded = self.encoders(self.standardise(x))  # (K, n, d_c)
+        for way in range(self.num_codebooks):
+            places = dead[way].nonzero().squeeze(1)[: encoded.shape[1]]
+            rows = torch.randperm(encoded.shape[1], device=x.device)[: len(places)]
+            self.codebooks[way, places] = encoded[way, rows]
+        return int(dead.sum())
+
+
+def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the squared l2 norm per entity; a leading axis of K ways is summed (Eq. 11-12).
+
+    Args:
+        a, b: (B, d) or (K, B, d).
+    """
+    return (a - b).pow(2).sum(dim=-1).mean(dim=-1).sum()
