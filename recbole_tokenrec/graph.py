@@ -54,5 +54,5 @@ class _SymmetricProduct(torch.autograd.Function):
 
 
 def symmetric_product(matrix: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """``matrix @ dense`` for a *symmetric* sparse matrix; differentiable in ``dense`` only. (n, n) x (n, d) -> (n, d)"""
+    """``matrix @ dense`` for a *symmetric* sparse matrix; differentiable in ``dense``. (n, n) x (n, d)"""
     return _SymmetricProduct.apply(matrix, dense)

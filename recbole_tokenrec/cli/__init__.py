@@ -1,0 +1,1 @@
+"""The command ``recbole-tokenrec``: one module per subcommand, each with ``add_parser(subparsers)``."""

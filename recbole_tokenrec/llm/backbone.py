@@ -78,11 +78,36 @@ def from_config(
 
     settings = dict(settings)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = max(len(tokenizer), settings.get("vocab_size", 0))
     if dropout is not None:
         config.dropout_rate = dropout
     model = _model_class(config, with_head)._from_config(config)
     return Backbone(model.train(), tokenizer, {**origin, "parameters": _count(model)})
+
+
+def backbone_state(backbone: Backbone) -> dict:
+    """What a checkpoint needs to build this backbone again without its weights' source: plain data.
+
+    Call it before :func:`add_id_tokens`; the weights themselves are in the model's ``state_dict``.
+    """
+    names = {key: getattr(backbone.tokenizer, key) for key in ("pad_token", "eos_token", "unk_token")}
+    return {
+        "config": json.loads(backbone.model.config.to_json_string(use_diff=False)),
+        "tokenizer": backbone.tokenizer.backend_tokenizer.to_str(),
+        "special_tokens": {key: str(value) for key, value in names.items() if value is not None},
+        "origin": backbone.origin,
+    }
+
+
+def rebuild_backbone(state: dict, with_head: bool = False) -> Backbone:
+    """Inverse of :func:`backbone_state`, with random weights that a ``state_dict`` then replaces."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(state["tokenizer"]), **state["special_tokens"]
+    )
+    return from_config(state["config"], tokenizer, state["origin"], with_head)
 
 
 def word_level_tokenizer(texts: list[str]):

@@ -18,12 +18,12 @@ class TokenizerOutput(NamedTuple):
 
     Attributes:
         quantized: (B, d) reconstruction from the chosen codewords, r in Eq. 9.
-        indices: (B, K) int64, the chosen codeword of each codebook, w in Eq. 5.
+        indices: (B, K) int64, the chosen codeword of each codebook, w in Eq. 5; None while not quantizing.
         losses: scalars by name (``reconstruction``, ``codebook``, ``commitment``); their weighted sum is trained.
     """
 
     quantized: torch.Tensor
-    indices: torch.Tensor
+    indices: torch.Tensor | None
     losses: dict[str, torch.Tensor]
 
 
@@ -42,6 +42,8 @@ class IDTokenizer(nn.Module):
         self.register_buffer("shift", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
 
+    quantizing = True
+
     @torch.no_grad()
     def fit_scale(self, x: torch.Tensor) -> None:
         """Measure mean and overall standard deviation of ``x`` (n, d), the entities of the training data."""
@@ -56,6 +58,10 @@ class IDTokenizer(nn.Module):
         return x * self.scale + self.shift
 
     def forward(self, x: torch.Tensor) -> TokenizerOutput:
+        raise NotImplementedError
+
+    def loss(self, output: TokenizerOutput) -> torch.Tensor:
+        """The scalar to train."""
         raise NotImplementedError
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:

@@ -89,6 +89,7 @@ class MQTokenizer(IDTokenizer):
         super().__init__(input_dim, num_codebooks, codebook_size)
         self.masking_ratio = masking_ratio
         self.beta = beta
+        self.quantizing = True  # False in the warm-up: encoders and decoder alone, the codebooks still unplaced
         self.encoders = KWayMLP(num_codebooks, [input_dim, *[hidden_size] * 3, codeword_dim])
         self.codebooks = nn.Parameter(torch.empty(num_codebooks, codebook_size, codeword_dim))
         nn.init.uniform_(self.codebooks, -1 / codebook_size, 1 / codebook_size)
@@ -115,14 +116,14 @@ class MQTokenizer(IDTokenizer):
     def forward(self, x: torch.Tensor) -> TokenizerOutput:
         target = self.standardise(x)  # (B, d)
         encoded = self.encoders(self.mask(target))  # (K, B, d_c), Eq. 4
-        chosen, indices = self.quantize(encoded)
+        chosen, indices = self.quantize(encoded) if self.quantizing else (encoded.detach(), None)
         # Straight-through: the decoder sees the codewords, its gradient reaches the encoders as it is.
         # The codebooks get no gradient here; they learn by the codebook loss alone (Eq. 11).
         passed = encoded + (chosen - encoded).detach()
         reconstruction = self.decoder(passed.mean(dim=0))  # (B, d), Eq. 9
         return TokenizerOutput(
             quantized=self.restore(reconstruction),
-            indices=indices.T,
+            indices=None if indices is None else indices.T,
             losses={
                 "reconstruction": squared_distance(reconstruction, target),  # Eq. 10
                 "codebook": squared_distance(chosen, encoded.detach()),  # Eq. 11

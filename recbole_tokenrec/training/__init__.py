@@ -1,0 +1,1 @@
+"""Stages, their loaders, losses and cache, and the trainer that walks them."""

@@ -1,0 +1,33 @@
+"""Entry point of ``recbole-tokenrec``. A user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from recbole_tokenrec.errors import TokenRecError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    from recbole_tokenrec.cli import run
+
+    parser = argparse.ArgumentParser(prog="recbole-tokenrec", description="TokenRec and its baselines in RecBole.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (run,):
+        command.add_parser(subparsers)
+    arguments, rest = parser.parse_known_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return arguments.handler(arguments, rest)
+    except TokenRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""``recbole-tokenrec run``: train and compare models on one data set.
+
+Every key of RecBole or of our models can be given as ``--key=value``, e.g. ``--mq_num_codebooks=4``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from recbole_tokenrec.configuration import parse_value
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.pipeline import run_models
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "run", help="train and compare models", description=__doc__.split("\n\n")[1], allow_abbrev=False
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--model", default="TokenRec", help="NAME[,NAME...]: ours or RecBole's (default: %(default)s)")
+    parser.add_argument("--preset", help="tuned (default), paper, user_id_only; for TokenRec")
+    parser.add_argument("--result_file", help="JSON file (default: OUTPUT_DIR/DATASET-MODELS-SEED.json)")
+    parser.set_defaults(handler=run)
+
+
+def add_common_arguments(parser) -> None:
+    """Arguments that every training subcommand has."""
+    parser.add_argument("--dataset", default="ml-100k", help="(default: %(default)s, bundled in RecBole)")
+    parser.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win")
+    parser.add_argument("--data_path", help="folder that holds DATASET/DATASET.inter")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--output_dir", default="output", help="checkpoints, cache, results (default: %(default)s)")
+
+
+def overrides_of(arguments, rest: list[str]) -> dict:
+    """The user's keys: named arguments and every ``--key=value``."""
+    overrides = {"checkpoint_dir": arguments.output_dir, "state": "WARNING"}
+    for text in rest:
+        key, equals, value = text[2:].partition("=")
+        if not text.startswith("--") or not equals or not key:
+            raise ConfigError(f"'{text}' is not understood; settings are given as --key=value")
+        overrides[key] = parse_value(value)
+    for key in ("data_path", "seed", "preset"):
+        if getattr(arguments, key, None) is not None:
+            overrides[key] = getattr(arguments, key)
+    return overrides
+
+
+def run(arguments, rest: list[str]) -> int:
+    overrides = overrides_of(arguments, rest)
+    models = [name for name in arguments.model.split(",") if name]
+    if not models:
+        raise ConfigError("--model: at least one name is needed")
+    preset = overrides.pop("preset", None)
+    path = arguments.result_file or Path(arguments.output_dir) / (
+        f"{arguments.dataset}-{'-'.join(models)}-{overrides.get('seed', 2020)}.json"
+    )
+    result = run_models(models, arguments.dataset, arguments.config_files, overrides, preset, result_file=path)
+    print(summary(result))
+    print(f"\nresult file: {path}")
+    return 0
+
+
+def summary(result: dict) -> str:
+    """One table, model x metric, validation and test; TokenRec's collaborative stage stands below it."""
+    rows, metrics = [], None
+    for row in result["models"]:
+        entries = [(row["name"] + (f" ({row['preset']})" if row["preset"] else ""), row)]
+        for score, metrics_of in (row.get("collaborative") or {}).items():
+            entries.append((f"  its collaborative stage, {score}", metrics_of))
+        for label, entry in entries:
+            metrics = metrics or list(entry["valid"])
+            rows += [[label, split, *(entry[split][metric] for metric in metrics)] for split in ("valid", "test")]
+    data = result["dataset"]
+    title = f"{data['name']}: {data['users']} users, {data['items']} items, {data['interactions']} interactions"
+    return f"\n{title}; seed {result['seed']}\n" + tabulate(
+        rows, headers=["model", "split", *metrics], floatfmt=".4f"
+    )

@@ -1,0 +1,104 @@
+"""User and item representations out of any RecBole GeneralRecommender that has them.
+
+Three kinds are understood: our :class:`SparseLightGCN`; graph models that keep their propagated tables in
+``restore_user_e`` / ``restore_item_e`` after a full-sort prediction (RecBole's LightGCN, NGCF, SGL, NCL, SimGCL …);
+and models with plain ``user_embedding`` / ``item_embedding`` tables (BPR …).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import recbole
+import torch
+import yaml
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import get_model
+
+from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
+from recbole_tokenrec.errors import ConfigError
+
+
+def build_collaborative(settings, config, dataset) -> GeneralRecommender:
+    """The model that ``cf_model`` names, with the ``cf_*`` keys in RecBole's names.
+
+    Raises:
+        ConfigError: no such model, or one that is no GeneralRecommender with representations.
+    """
+    overrides = {
+        "embedding_size": settings.cf_embedding_size,
+        "n_layers": settings.cf_n_layers,
+        "reg_weight": settings.cf_reg_weight,
+        "train_batch_size": settings.cf_train_batch_size,
+        "learning_rate": settings.cf_learning_rate,
+        **(settings.cf_config or {}),
+    }
+    try:
+        model_class = SparseLightGCN if settings.cf_model == "LightGCN" else get_model(settings.cf_model)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"cf_model: RecBole has no model '{settings.cf_model}'") from error
+    if not issubclass(model_class, GeneralRecommender):
+        raise ConfigError(
+            f"cf_model: '{settings.cf_model}' is no GeneralRecommender; allowed: e.g. LightGCN, BPR, NGCF, SGL"
+        )
+    sub_config = model_config(config, settings.cf_model, model_class, overrides)
+    model = model_class(sub_config, dataset)
+    model.sub_config = sub_config
+    if settings.cf_loss == "softmax_cosine" and not _is_trainable(model):
+        raise ConfigError(
+            f"cf_loss: 'softmax_cosine' needs LightGCN or a model with plain embedding tables such as BPR; "
+            f"for cf_model '{settings.cf_model}' set cf_loss: bpr (the model's own loss)"
+        )
+    return model
+
+
+def model_config(config, name: str, model_class, overrides: dict):
+    """A copy of ``config`` as RecBole would make it for the model ``name``: its YAML's defaults, then ``overrides``."""
+    path = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
+    defaults = yaml.load(path.read_text(encoding="utf-8"), Loader=config.yaml_loader) if path.is_file() else None
+    sub_config = copy.copy(config)
+    sub_config.final_config_dict = {**(defaults or {}), **config.final_config_dict, **overrides}
+    sub_config["model"] = name
+    if hasattr(model_class, "input_type"):
+        sub_config["MODEL_INPUT_TYPE"] = model_class.input_type
+    return sub_config
+
+
+def trainable_representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+    """Users (n_users, d) and items (n_items, d) with gradient."""
+    if isinstance(model, SparseLightGCN):
+        return model.forward()
+    return model.user_embedding.weight, model.item_embedding.weight
+
+
+@torch.no_grad()
+def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+    """Users (n_users, d) and items (n_items, d) as the model uses them for a full-sort prediction.
+
+    Raises:
+        ConfigError: the model keeps no representations that could be tokenized.
+    """
+    if _is_trainable(model):
+        users, items = trainable_representations(model)
+    elif hasattr(model, "restore_user_e"):
+        was_training = model.training
+        model.eval()
+        model.restore_user_e = model.restore_item_e = None
+        model.full_sort_predict(Interaction({model.USER_ID: torch.tensor([1])}).to(model.device))
+        users, items = model.restore_user_e, model.restore_item_e
+        model.train(was_training)
+    else:
+        raise ConfigError(
+            f"cf_model: '{type(model).__name__}' keeps no user and item embeddings; allowed: e.g. LightGCN, BPR, SGL"
+        )
+    return users.detach().clone(), items.detach().clone()
+
+
+def _is_trainable(model: GeneralRecommender) -> bool:
+    if isinstance(model, SparseLightGCN):
+        return True
+    tables = getattr(model, "user_embedding", None), getattr(model, "item_embedding", None)
+    plain = all(isinstance(table, torch.nn.Embedding) for table in tables)
+    return plain and not hasattr(model, "restore_user_e") and tables[0].embedding_dim == tables[1].embedding_dim

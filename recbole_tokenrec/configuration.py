@@ -1,0 +1,152 @@
+"""From a model's name and a user's wishes to a RecBole ``Config``: the command line's and the experiments' way.
+
+Order of precedence, weakest first: RecBole's defaults, the model's own YAML and preset (``registry.py``), our
+``properties/overall.yaml`` (leave-one-out, full sort, Hit and NDCG at 10, 20, 30: the same for every model of a
+table), ``properties/baseline/<Model>.yaml`` for RecBole's models, ``properties/dataset/<name>.yaml``, the user's
+files, the user's keys. Unknown keys are an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.utils import ModelType, get_model
+from recbole.utils.argument_list import (
+    dataset_arguments,
+    evaluation_arguments,
+    general_arguments,
+    training_arguments,
+)
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.paths import properties_dir
+from recbole_tokenrec.registry import MODELS
+from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
+
+# RecBole reads these, but no YAML of its own names them.
+_UNLISTED = {
+    "model", "dataset", "encoding", "loss_type", "benchmark_filename", "nproc", "world_size", "ip", "port",
+    "local_rank", "offset", "enable_amp", "enable_scaler", "transform", "wandb_project", "MODEL_TYPE",
+    "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization", "datasets",
+}  # fmt: skip
+
+
+def make_config(
+    model: str, dataset: str, config_files=(), overrides: dict | None = None, known: set[str] | None = None
+) -> Config:
+    """RecBole's ``Config`` for one model of ours or RecBole's.
+
+    Args:
+        model, dataset: names.
+        config_files: paths of the user's YAML files, later ones win.
+        overrides: the user's keys, in Python types.
+        known: keys that are no mistake; by default those that this model reads.
+
+    Raises:
+        ConfigError: unknown model or key, file that cannot be read.
+    """
+    overrides = dict(overrides or {})
+    known = known_keys(model) if known is None else known
+    for file in config_files:
+        reject_unknown(_read_yaml(file), known)
+    reject_unknown(overrides, known)
+    keys = {**_table_defaults(model, dataset), **merged(config_files), **overrides}
+    with quiet_argv():
+        try:
+            return Config(model=model, dataset=dataset, config_dict=keys)
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, NotImplementedError, TypeError) as error:
+            raise ConfigError(f"model '{model}': {error}") from error
+
+
+def _table_defaults(model: str, dataset: str) -> dict:
+    """What RecBole's own models need to be comparable; ours carry it in their YAML."""
+    if model in MODELS:
+        return {}
+    folder = properties_dir()
+    files = [folder / "overall.yaml", folder / "baseline" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml"]
+    keys = merged([file for file in files if file.is_file()])
+    try:
+        model_class = get_model(model)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"unknown model '{model}'{nearest(model, known_models())}") from error
+    if model_class.type == ModelType.SEQUENTIAL:
+        keys["eval_batch_size"] = 1024  # RecBole counts users here, not scores
+        if getattr(model_class, "input_type", None) is None and keys.get("loss_type", "CE") == "CE":
+            keys["train_neg_sample_args"] = None
+    return keys
+
+
+def known_models() -> list[str]:
+    """Names of our models and of RecBole's."""
+    names = set(MODELS)
+    for file in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml"):
+        names.add(file.stem)
+    return sorted(names)
+
+
+def merged(files) -> dict:
+    """The files' keys, later files winning; a per-data-set section is left to the registry."""
+    result = {}
+    for file in files:
+        result.update(_read_yaml(file))
+    return result
+
+
+def known_keys(model: str) -> set[str]:
+    """Every configuration key that RecBole, this model or its type reads."""
+    keys = set(OPTIONS) if model == "TokenRec" else set()
+    keys |= _UNLISTED | set(general_arguments) | set(training_arguments)
+    keys |= set(evaluation_arguments) | set(dataset_arguments)
+    folder = Path(recbole.__file__).parent / "properties"
+    files = [folder / "overall.yaml", folder / "dataset" / "sample.yaml", folder / "model" / f"{model}.yaml"]
+    files += sorted((folder / "quick_start_config").glob("*.yaml"))
+    files += [properties_dir() / "overall.yaml", properties_dir() / "model" / f"{model}.yaml"]
+    for file in files:
+        if file.is_file():
+            keys |= set(_read_yaml(file))
+    return keys
+
+
+def parse_value(text: str):
+    """A command-line value as YAML reads it, with RecBole's notion of numbers (1e-3 is one)."""
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError:
+        return text
+
+
+@contextlib.contextmanager
+def quiet_argv():
+    """RecBole's ``Config`` reads ``sys.argv`` by itself; what it should know is given to it in ``config_dict``."""
+    before = sys.argv
+    sys.argv = before[:1]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _read_yaml(path) -> dict:
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())
+    except OSError as error:
+        raise ConfigError(f"config_files: {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config_files: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config_files: {path} must hold keys and values, not {type(content).__name__}")
+    return content
+
+
+def _loader():
+    config = Config.__new__(Config)
+    return config._build_yaml_loader()

@@ -1,0 +1,109 @@
+"""Look at a data set before RecBole reads it, and at its split afterwards, so that a user's mistake is told in words.
+
+RecBole would fail deep inside pandas or torch; and its download of a named data set ends in a distributed barrier
+that a single process does not have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole.data import create_dataset, data_preparation
+
+from recbole_tokenrec.errors import DataError
+
+_ALLOWED_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def check_files(config) -> Path:
+    """The ``.inter`` file of ``config``'s data set, once it is seen to exist and to have the columns it needs.
+
+    Raises:
+        DataError: not found, empty, compressed, or without a needed column.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    path = folder / f"{name}.inter"
+    if config["benchmark_filename"]:
+        path = folder / f"{name}.{config['benchmark_filename'][0]}.inter"
+    if not path.is_file():
+        raise DataError(
+            f"dataset '{name}': {path} does not exist, and RecBole cannot download it from here.\n"
+            f"Put RecBole's atomic file {name}.inter there, or name the folder above it: --data_path DIR "
+            f"(reads DIR/{name}/{name}.inter)."
+        )
+    with open(path, "rb") as file:
+        start = file.read(65536)
+    if start[:2] == b"\x1f\x8b":
+        raise DataError(f"dataset '{name}': {path} is gzip-compressed; unpack it first")
+    try:
+        header = start.split(b"\n", 1)[0].decode(config["encoding"] or "utf-8").rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(f"dataset '{name}': {path} is not text ({error}); set encoding if it is not utf-8") from error
+    columns = header.split(config["field_separator"])
+    fields = {}
+    for column in columns:
+        field, _, kind = column.partition(":")
+        if kind not in _ALLOWED_TYPES:
+            raise DataError(
+                f"dataset '{name}': column '{column}' of {path} has no type RecBole knows; write it as "
+                f"name:type with a type of {', '.join(_ALLOWED_TYPES)}, separated by {config['field_separator']!r}"
+            )
+        fields[field] = kind
+    needed = {"USER_ID_FIELD": config["USER_ID_FIELD"], "ITEM_ID_FIELD": config["ITEM_ID_FIELD"]}
+    if config["eval_args"]["order"] == "TO":
+        needed["TIME_FIELD"] = config["TIME_FIELD"]
+    for key, field in needed.items():
+        if field not in fields:
+            raise DataError(
+                f"dataset '{name}': {path} has no column '{field}' ({key}); it has: {', '.join(fields)}"
+            )
+    if not start.split(b"\n", 1)[-1].strip():
+        raise DataError(f"dataset '{name}': {path} holds no interactions")
+    return path
+
+
+def load_data(config):
+    """RecBole's data set and its training, validation and test loaders.
+
+    Raises:
+        DataError: see :func:`check_files`; also if nobody has the three interactions that leave-one-out takes, or if
+            the filters leave nothing.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    if not folder.exists() and not config["benchmark_filename"]:
+        _try_download(config)
+    check_files(config)
+    try:
+        dataset = create_dataset(config)
+    except ValueError as error:
+        raise DataError(f"dataset '{name}': RecBole cannot read it: {error}") from error
+    counts = dataset.inter_feat[dataset.uid_field].value_counts()
+    if len(counts) < 2 or dataset.item_num < 4:
+        raise DataError(
+            f"dataset '{name}': {len(counts)} user(s) and {dataset.item_num - 1} item(s) are left after the filters; "
+            "at least 2 users and 3 items are needed"
+        )
+    if "LS" in config["eval_args"]["split"] and counts.max() < 3:
+        raise DataError(
+            f"dataset '{name}': no user has 3 interactions, and leave-one-out takes one for validation and one for "
+            "test; loosen the filters or set eval_args: {split: {RS: [0.8, 0.1, 0.1]}}"
+        )
+    loaders = data_preparation(config, dataset)
+    return dataset, loaders
+
+
+def _try_download(config) -> None:
+    """Let RecBole fetch a data set whose address it knows; :func:`check_files` then sees whether that worked."""
+    from recbole.data.dataset import Dataset
+
+    stub = Dataset.__new__(Dataset)
+    stub.config, stub.dataset_name, stub.dataset_path = config, config["dataset"], config["data_path"]
+    import logging
+    import shutil
+
+    stub.logger = logging.getLogger()
+    try:
+        stub._download()
+    except (Exception, SystemExit):  # no network, unknown name, or the barrier after a download that worked
+        if not (Path(config["data_path"]) / f"{config['dataset']}.inter").is_file():
+            shutil.rmtree(config["data_path"], ignore_errors=True)

@@ -1,0 +1,76 @@
+"""Who took what, in time order: the users' training histories as one pair of arrays (CSR).
+
+A history is made from the *training* data set that RecBole hands to the model, so that validation and test items are
+not in reach of anything that reads histories. Only :meth:`Histories.extended` adds interactions, for
+``history_at_test: train_valid``, at evaluation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class Histories:
+    """Items of each user, oldest first, each item once (its last occurrence counts).
+
+    Attributes:
+        indptr: (n_users + 1,) int64; the items of user u are ``items[indptr[u]:indptr[u + 1]]``.
+        items: (n,) int64.
+    """
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int):
+        """``users``, ``items``: (n,) interactions, for each user in time order."""
+        order = np.argsort(users, kind="stable")
+        users, items = users[order], items[order]
+        pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+        _, last = np.unique(pairs[::-1], return_index=True)  # first of the reversed = last of the original
+        keep = np.sort(len(pairs) - 1 - last)
+        users, items = users[keep], items[keep]
+        self.n_users = n_users
+        self.indptr = torch.from_numpy(np.searchsorted(users, np.arange(n_users + 1)).astype(np.int64))
+        self.items = torch.from_numpy(items.astype(np.int64))
+
+    @classmethod
+    def from_dataset(cls, dataset) -> Histories:
+        """From a RecBole data set after its split, i.e. with tensors in ``inter_feat``."""
+        features = dataset.inter_feat
+        users = features[dataset.uid_field].numpy()
+        items = features[dataset.iid_field].numpy()
+        if dataset.time_field in features:
+            order = np.argsort(features[dataset.time_field].numpy(), kind="stable")
+            users, items = users[order], items[order]
+        return cls(users, items, dataset.user_num)
+
+    def extended(self, users: np.ndarray, items: np.ndarray) -> Histories:
+        """A copy with later interactions (n,) at the end of each user's history."""
+        return Histories(
+            np.concatenate([self.rows().numpy(), users]), np.concatenate([self.items.numpy(), items]), self.n_users
+        )
+
+    def counts(self) -> torch.Tensor:
+        """(n_users,) number of items of each user."""
+        return self.indptr.diff()
+
+    def rows(self) -> torch.Tensor:
+        """(n,) the user of each entry of ``items``."""
+        return torch.repeat_interleave(torch.arange(self.n_users), self.counts())
+
+    def shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        """``items`` with each user's part in a random order. (n,)"""
+        keys = torch.rand(len(self.items), generator=generator, dtype=torch.float64)
+        return self.items[torch.argsort(self.rows().double() + keys)]
+
+    def latest(self, users: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most recent items of ``users`` (B,): padded (B, M) with M <= ``most``, and their number (B,)."""
+        number = self.counts()[users].clamp_max(most)
+        return take(self.items, self.indptr[users + 1] - number, number), number
+
+
+def take(values: torch.Tensor, start: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """``values[start:start + number]`` for each row, padded with 0 to the longest. (B,), (B,) -> (B, max(number))"""
+    width = int(number.max()) if len(number) else 0
+    offsets = torch.arange(width)
+    valid = offsets < number.unsqueeze(1)
+    places = (start.unsqueeze(1) + offsets).masked_fill(~valid, 0)
+    return values[places].masked_fill(~valid, 0) if len(values) else places

@@ -1,0 +1,38 @@
+"""What a piece of work costs: wall-clock seconds and the process's peak memory while it ran."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+class Cost:
+    """``with Cost() as cost: …`` then ``cost.seconds`` and ``cost.peak_rss_mb``.
+
+    On Linux the kernel's high-water mark is reset first, so that the peak is this block's own; elsewhere it is the
+    process's so far.
+    """
+
+    def __enter__(self) -> Cost:
+        self._began = time.perf_counter()
+        with contextlib.suppress(OSError):  # not Linux, or not allowed: the whole process's peak is reported instead
+            Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self.peak_rss_mb = peak_rss_mb()
+
+
+def peak_rss_mb() -> float:
+    """Resident memory's high-water mark in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,197 @@
+"""TokenRec's configuration keys: what each means, which values it takes, and one check of all of them.
+
+Values come from ``properties/model/TokenRec.yaml``, a preset and whatever the user sets; this table knows no
+defaults. ``read_settings`` turns a RecBole ``Config`` into a :class:`Settings` or raises a ``ConfigError`` that names
+the key, the value and what is allowed. ``docs/configuration.md`` is written from the same table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from recbole_tokenrec.errors import ConfigError
+
+
+class Option(NamedTuple):
+    """One key. ``kind`` is int, float, bool, str or dict; numbers lie in [low, high]; strings among ``choices``."""
+
+    kind: type
+    doc: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple = ()
+    optional: bool = False
+    open_low: bool = False  # low itself is not allowed
+
+    def allowed(self) -> str:
+        if self.choices:
+            text = "one of " + ", ".join(str(choice) for choice in self.choices)
+        elif self.kind in (int, float) and (self.low > -math.inf or self.high < math.inf):
+            bracket = "(" if self.open_low else "["
+            high = "inf)" if self.high == math.inf else f"{self.high:g}]"
+            text = f"{self.kind.__name__} in {bracket}{self.low:g}, {high}"
+        else:
+            text = {bool: "true or false", dict: "a mapping", str: "a text"}.get(self.kind, self.kind.__name__)
+        return text + (" or empty" if self.optional else "")
+
+
+def _int(doc, low=0, high=math.inf, **more):
+    return Option(int, doc, low, high, **more)
+
+
+def _float(doc, low=0.0, high=math.inf, **more):
+    return Option(float, doc, low, high, **more)
+
+
+def _choice(doc, *choices):
+    return Option(str, doc, choices=choices)
+
+
+def _stage(name: str, prefix: str) -> dict[str, Option]:
+    """The keys that every stage has."""
+    return {
+        f"{prefix}_epochs": _int(f"Most epochs of the {name}.", 1),
+        f"{prefix}_learning_rate": _float(f"Peak learning rate of the {name}'s AdamW.", open_low=True),
+        f"{prefix}_weight_decay": _float(f"Weight decay of the {name}'s AdamW."),
+    }
+
+
+OPTIONS: dict[str, Option] = {
+    "preset": Option(str, "YAML of properties/preset: tuned (default), paper or user_id_only."),
+    # collaborative stage, Section 2.3.1
+    "cf_model": Option(str, "RecBole GeneralRecommender with user and item embeddings, e.g. LightGCN or BPR."),
+    "cf_loss": _choice(
+        "softmax_cosine: cross-entropy over all items of cosine / cf_temperature; bpr: cf_model's own loss.",
+        "softmax_cosine",
+        "bpr",
+    ),
+    "cf_embedding_size": _int("Dimension d of the collaborative representations.", 1),
+    "cf_n_layers": _int("Propagation layers of LightGCN.", 0),
+    "cf_temperature": _float("Temperature of softmax_cosine.", open_low=True),
+    "cf_target_weight": _float(
+        "A user with n items weighs n to this power in softmax_cosine: 1 counts pairs, 0 counts users.", 0, 1
+    ),
+    "cf_edge_dropout": _float("Share of the graph's edges left out, redrawn each epoch.", 0, 0.95),
+    "cf_reg_weight": _float("L2 weight on the un-propagated embeddings (RecBole's reg_weight)."),
+    "cf_train_batch_size": _int("Users (softmax_cosine) or interactions (bpr) of a batch.", 1),
+    "cf_eval_step": _int("Epochs between two validations.", 1),
+    "cf_stopping_step": _int("Validations without a gain before the stage stops.", 1),
+    "cf_config": Option(dict, "Further keys for cf_model, in RecBole's names.", optional=True),
+    **_stage("collaborative stage", "cf"),
+    # tokenizer stage, Sections 2.3.2 to 2.3.5
+    "id_tokenizer": Option(str, "Tokenizer of users and items: mq, or rq, kmeans, random_mq for ablations."),
+    "mq_num_codebooks": _int("K, codebooks (and encoders) per tokenizer.", 1, 64),
+    "mq_codebook_size": _int("L, codewords per codebook.", 2),
+    "mq_codeword_dim": _int("d_c, dimension of a codeword.", 1),
+    "mq_hidden_size": _int("Width of the hidden layers of encoders and decoder.", 1),
+    "mq_masking_ratio": _float("rho of Eq. 2: probability that an element is hidden.", 0, 1),
+    "mq_beta": _float("beta of Eq. 13: weight of the commitment loss."),
+    "mq_train_batch_size": _int("Entities of a batch.", 1),
+    "mq_kmeans_init": Option(bool, "Start the codebooks by k-means of the encoders' outputs after mq_warmup_epochs."),
+    "mq_warmup_epochs": _int("Epochs of the encoders and the decoder without quantisation before that start.", 0),
+    "mq_revive_dead": Option(bool, "Move codewords that no entity chose in an epoch onto encoded entities."),
+    **_stage("tokenizer stage", "mq"),
+    # LLM4Rec stage, Section 2.4
+    "llm_backbone": Option(str, "Hugging Face id, folder written by save_pretrained, or from-scratch preset."),
+    "llm_dropout": _float("Dropout of backbone and projection; empty keeps the backbone's.", 0, 0.95, optional=True),
+    "llm_projection_size": _int("Width of the projection's hidden layers.", 1),
+    "llm_token_init": _choice("Start of the OOV token embeddings.", "codebook", "random"),
+    "llm_loss": _choice(
+        "softmax: cross-entropy over all items of cosine / llm_temperature; pairwise_cosine: Eq. 20.",
+        "softmax",
+        "pairwise_cosine",
+    ),
+    "llm_temperature": _float("Temperature of the softmax loss.", open_low=True),
+    "llm_margin": _float("gamma of Eq. 20, margin of negative pairs.", -1, 1),
+    "llm_batching": _choice(
+        "users: encode a user once, learn from many held-out items; interactions: one positive and RecBole's "
+        "sampled negative per prompt, as in the paper.",
+        "users",
+        "interactions",
+    ),
+    "llm_train_batch_size": _int("Users or interactions of a batch.", 1),
+    "llm_target_ratio": _float("Share of a user's items held out as targets of one prompt.", 0, 1, open_low=True),
+    "llm_max_targets": _int("Most targets of one prompt.", 1),
+    "llm_warmup_ratio": _float("Share of the steps in which the learning rate rises linearly.", 0, 1),
+    "llm_lr_decay": _choice("Learning rate after the warm-up.", "constant", "cosine", "linear"),
+    "llm_clip_grad_norm": _float("Largest gradient norm; 0 clips nothing."),
+    "llm_eval_step": _int("Epochs between two validations.", 1),
+    "llm_stopping_step": _int("Validations without a gain before the stage stops.", 1),
+    "llm_precision": _choice("Arithmetic of the backbone: fp32, or bf16 autocast.", "fp32", "bf16"),
+    "llm_compile": Option(bool, "torch.compile the backbone (pays on GPUs and long runs)."),
+    **_stage("LLM4Rec stage", "llm"),
+    # prompts, Section 2.4.1
+    "prompt": _choice("Templates at evaluation: the ten seen ones, or the unseen eleventh.", "seen", "unseen"),
+    "prompt_history": Option(bool, "List the user's items in the prompt; false is the paper's user-ID-only form."),
+    "prompt_style": _choice("printed as in the paper, or compact: the items' tokens alone.", "printed", "compact"),
+    "prompt_order": _choice("Order of the items in the prompt.", "shuffled", "sequential"),
+    "prompt_max_history": _int("Most items of a prompt.", 1),
+    "prompt_max_tokens": _int("Longest prompt in tokens (T5: 512).", 16),
+    # evaluation and house-keeping
+    "history_at_test": _choice(
+        "What the test prompt lists: the training part only (as RecBole's general models), or the validation item too.",
+        "train",
+        "train_valid",
+    ),
+    "memory_budget_gb": _float("Memory that score matrices of evaluation and retrieval may take.", open_low=True),
+    "stage_cache": Option(bool, "Keep the collaborative and tokenizer stages under checkpoint_dir/stage_cache."),
+}
+
+
+class Settings(SimpleNamespace):
+    """TokenRec's checked options as attributes."""
+
+
+def read_settings(config) -> Settings:
+    """Check every TokenRec key of a RecBole ``Config`` (or any mapping with ``[]`` that gives None for a lost key).
+
+    Raises:
+        ConfigError: a key is missing, has the wrong type, lies outside its range, or contradicts another.
+    """
+    values = {key: check(key, config[key]) for key in OPTIONS}
+    settings = Settings(**values)
+    if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
+        raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
+    if settings.mq_kmeans_init and settings.mq_warmup_epochs >= settings.mq_epochs:
+        raise ConfigError(
+            f"mq_warmup_epochs: {settings.mq_warmup_epochs} leaves no epoch of mq_epochs: {settings.mq_epochs}"
+        )
+    return settings
+
+
+def check(key: str, value: Any) -> Any:
+    """The value in its option's type, or a ``ConfigError``."""
+    option = OPTIONS[key]
+    if value is None or (isinstance(value, str) and value.lower() in ("", "none", "null")):
+        if option.optional:
+            return None
+        raise ConfigError(f"{key}: a value is needed; allowed: {option.allowed()}")
+    whole = option.kind is int and isinstance(value, float) and value.is_integer()
+    number = option.kind is float and isinstance(value, int) and not isinstance(value, bool)
+    if whole or number:
+        value = option.kind(value)
+    wrong_type = not isinstance(value, option.kind) or (option.kind is not bool and isinstance(value, bool))
+    if not wrong_type and option.kind in (int, float):
+        below = value < option.low or (option.open_low and value <= option.low)
+        wrong_type = below or value > option.high or not math.isfinite(value)
+    if wrong_type or (option.choices and value not in option.choices):
+        hint = nearest(value, option.choices)
+        raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {option.allowed()}{hint}")
+    return value
+
+
+def reject_unknown(keys, known) -> None:
+    """Raise a ``ConfigError`` for the first of ``keys`` that is not ``known``, with the nearest known name."""
+    known = sorted(known)
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"unknown configuration key '{key}'{nearest(key, known)}")
+
+
+def nearest(value, known) -> str:
+    """"; did you mean …?" for a mistyped name, or nothing."""
+    near = difflib.get_close_matches(str(value), [str(name) for name in known], n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,64 @@
+"""The cache of finished stages (design decision 7).
+
+An entry's name is a hash of all that its result depends on: the data and its split, the seed, the options of the
+stage and of the stages before it, and the versions of torch and of this package. So a sweep over K, L or the backbone
+trains LightGCN once, and an entry made for anything else has another name and is never found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recbole_tokenrec.checkpoints import load_checkpoint, save_checkpoint
+from recbole_tokenrec.errors import CheckpointError
+
+
+def data_fingerprint(model, valid_data) -> str:
+    """Hash of the training histories and of the validation items that select the best epoch."""
+    digest = hashlib.sha256(f"{model.n_users}/{model.n_items}".encode())
+    digest.update(model.histories.indptr.numpy().tobytes())
+    digest.update(model.histories.items.numpy().tobytes())
+    if valid_data is not None:
+        for user in valid_data.uid_list.tolist():
+            digest.update(np.sort(valid_data.uid2positive_item[user].numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class StageCache:
+    """Finished stages in one folder.
+
+    Args:
+        folder: where entries lie; None caches nothing.
+        context: what every stage depends on: data fingerprint, seed, evaluation settings, versions.
+    """
+
+    def __init__(self, folder, context: dict):
+        self.folder = None if folder is None else Path(folder)
+        self.context = context
+
+    def path(self, stage) -> Path:
+        text = json.dumps([self.context, stage.name, stage.determinants()], sort_keys=True, default=str)
+        return self.folder / f"{stage.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.pt"
+
+    def load(self, stage) -> dict | None:
+        """The stage's report if it was restored, else None. A damaged entry counts as none and is replaced."""
+        if self.folder is None or not self.path(stage).exists():
+            return None
+        try:
+            payload = load_checkpoint(self.path(stage))
+            stage.restore(payload["product"])
+        except (CheckpointError, RuntimeError, KeyError):
+            return None
+        return payload["report"]
+
+    def save(self, stage, report: dict) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        product = {key: value.detach().cpu() for key, value in stage.product().items() if torch.is_tensor(value)}
+        save_checkpoint(self.path(stage), {"product": product, "report": report})
