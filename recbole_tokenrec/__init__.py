@@ -1,0 +1,51 @@
+"""TokenRec and its baselines as RecBole models.
+
+Importing this package makes RecBole 1.2.1 run on today's libraries (:mod:`recbole_tokenrec.compat`) and makes our
+models known to it (:mod:`recbole_tokenrec.registry`), so ``run_recbole(model="TokenRec", dataset=...)`` works, as do
+hyper-parameter tuning, ``load_data_and_model`` and ``run(nproc=...)``. Nothing of transformers is imported yet.
+"""
+
+import configparser
+from importlib import metadata
+from pathlib import Path
+
+from recbole_tokenrec import compat
+from recbole_tokenrec.errors import (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TokenRecError,
+    TrainingError,
+)
+
+compat.apply()  # before anything imports recbole.quick_start
+
+from recbole_tokenrec import registry  # noqa: E402
+from recbole_tokenrec.registry import available_models, available_presets  # noqa: E402
+
+registry.register()
+
+__all__ = [
+    "BackboneError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "TokenRecError",
+    "TrainingError",
+    "__version__",
+    "available_models",
+    "available_presets",
+]
+
+
+def _version() -> str:
+    try:
+        return metadata.version("recbole-tokenrec")
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
+        config = configparser.ConfigParser()
+        config.read(Path(__file__).resolve().parent.parent / "setup.cfg", encoding="utf-8")
+        return config["metadata"]["version"]
+
+
+__version__ = _version()

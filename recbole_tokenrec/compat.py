@@ -1,0 +1,247 @@
+"""The few changes that RecBole 1.2.1 needs to run beside today's torch, numpy, scipy, pandas and ray.
+
+Each patch is one function that changes something only where the installed versions need it and says whether it
+did; :func:`apply` runs them once and keeps a record of each, which the ``doctor`` command prints. What changes is
+RecBole's own modules, with two exceptions, both *missing* names that are given back and never a name that exists:
+numpy's old aliases (see :func:`_numpy_aliases`) and scipy's ``dok_matrix._update``.
+
+Where RecBole's code cannot be reached by replacing a short function, the *name* it reads is replaced in that one
+module instead (``torch`` by an overlay that differs in ``load`` alone, ``pandas`` by one that differs in
+``read_csv``). So no long function of RecBole's is copied here to go stale, and nobody else's ``torch.load`` or
+``pandas.read_csv`` changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import sys
+import types
+import warnings
+from typing import Callable, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import dok_matrix
+
+_ISSUES = "https://github.com/RUCAIBox/RecBole/issues/"
+_PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
+
+# Modules of RecBole that call torch.load through a global ``torch``. quick_start.py imports torch inside
+# ``load_data_and_model``, which is therefore replaced as a whole.
+LOADING_MODULES = (
+    "recbole.trainer.trainer",
+    "recbole.model.general_recommender.convncf",
+    "recbole.model.general_recommender.nais",
+    "recbole.model.general_recommender.neumf",
+    "recbole.model.general_recommender.ract",
+    "recbole.model.context_aware_recommender.kd_dagfm",
+    "recbole.model.sequential_recommender.s3rec",
+)
+# Modules of RecBole that write ``series.agg(len)``.
+AGGREGATING_MODULES = (
+    "recbole.data.dataset.dataset",
+    "recbole.data.dataset.kg_dataset",
+    "recbole.data.dataset.sequential_dataset",
+)
+
+
+class Patch(NamedTuple):
+    """What one patch is for, where upstream knows of it ("" if nowhere), and whether it was needed here."""
+
+    name: str
+    why: str
+    upstream: str
+    applied: bool
+
+
+class Overlay(types.ModuleType):
+    """``module`` as another module shall see it: the given names differ, every other is the module's own."""
+
+    def __init__(self, module: types.ModuleType, **names):
+        super().__init__(module.__name__, module.__doc__)
+        self.__dict__.update(names)
+        self.__dict__["overlaid"] = module
+
+    def __getattr__(self, name):
+        return getattr(self.overlaid, name)
+
+
+def _numpy_aliases() -> bool:
+    """Give numpy the aliases back that RecBole sets on it itself, where numpy has none of that name.
+
+    RecBole reads ``np.float``, ``np.bool``, ``np.long`` and ``np.str`` in seven modules, and models written for it
+    read the others too. Its own ``Config.compatibility_settings`` sets them all on numpy, but cannot on numpy 2
+    (there is no ``np.float_`` to take), and it overwrites what numpy has. This is that method's list without the
+    overwriting. It is set here already because a checkpoint brings its ``Config`` along without calling it.
+    """
+    from recbole.config import Config
+
+    aliases = {"float": np.float64, "complex": np.complex128, "int": np.int_, "long": np.int_, "bool": np.bool_}
+    aliases.update({"object": np.object_, "str": np.str_, "unicode": np.str_})
+    # vars(), not hasattr(): numpy 1.x warns when it is asked for these names.
+    missing = {name: alias for name, alias in aliases.items() if name not in vars(np)}
+
+    def compatibility_settings(self):
+        for name, alias in missing.items():
+            setattr(np, name, alias)
+
+    Config.compatibility_settings = functools.wraps(Config.compatibility_settings)(compatibility_settings)
+    compatibility_settings(None)
+    return bool(missing)
+
+
+def _ray() -> bool:
+    """Import ``recbole.quick_start`` where ``ray.tune``, which it wants for reporting to ray, cannot be imported.
+
+    A stub takes ray's place during that one import only: whoever asks for ray later gets ray, or its own error.
+    """
+    if _imports("ray.tune"):
+        importlib.import_module("recbole.quick_start.quick_start")
+        return False
+    ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
+    ray.tune = tune
+    tune.report = lambda *args, **kwargs: None
+    found = {name: sys.modules.get(name) for name in ("ray", "ray.tune")}
+    sys.modules.update({"ray": ray, "ray.tune": tune})
+    try:
+        importlib.import_module("recbole.quick_start.quick_start")
+    finally:
+        for name, module in found.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    return True
+
+
+def _imports(name: str) -> bool:
+    """Whether a module can be imported; a broken one prints and warns nothing."""
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
+        return False
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module(name)
+        except Exception:  # an old ray breaks on new libraries in many ways, ImportError being one
+            return False
+    return True
+
+
+def _dok_update() -> bool:
+    """Let LightGCN and six other models fill a ``dok_matrix`` from a dictionary, as scipy < 1.13 did."""
+    if hasattr(dok_matrix, "_update"):
+        return False
+    dok_matrix._update = lambda self, entries: self._dict.update(entries)
+    return True
+
+
+def _checkpoint_loading() -> bool:
+    """Send every load of RecBole's through :func:`recbole_tokenrec.checkpoints.load_for_recbole`.
+
+    torch >= 2.6 refuses RecBole's checkpoints; older ones open them, but run whatever code the file holds, and
+    cannot read ours. So this one is needed with any torch.
+    """
+    from recbole_tokenrec import checkpoints
+
+    overlay = Overlay(torch, load=checkpoints.load_for_recbole)
+    for name in LOADING_MODULES:
+        importlib.import_module(name).torch = overlay
+    for name in ("recbole.quick_start.quick_start", "recbole.quick_start"):
+        importlib.import_module(name).load_data_and_model = checkpoints.load_data_and_model
+    return True
+
+
+def _fill_on_read() -> bool:
+    """Read blanks of ``*_seq`` columns as "", which RecBole's ``fillna(inplace=True)`` no longer does in pandas 3."""
+    if not _PANDAS_3:
+        return False
+
+    def read_csv(*args, **kwargs):
+        frame = pd.read_csv(*args, **kwargs)
+        # At this point the columns are still named as in the atomic file, "name:type".
+        sequences = [column for column in frame.columns if str(column).endswith("_seq")]
+        return frame.fillna({column: "" for column in sequences})
+
+    importlib.import_module("recbole.data.dataset.dataset").pd = Overlay(pd, read_csv=read_csv)
+    return True
+
+
+def _fill_nan() -> bool:
+    """Fill blanks of token columns with the padding id and of float columns with the mean, in pandas 3 too."""
+    from recbole.data.dataset import Dataset
+    from recbole.utils import FeatureType
+
+    if not _PANDAS_3:
+        return False
+    original = Dataset._fill_nan
+
+    @functools.wraps(original)
+    def fill(self):
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                if self.field2type[field] == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif self.field2type[field] == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+        original(self)  # sequences; its own fills now find nothing to do
+
+    Dataset._fill_nan = fill
+    return True
+
+
+def _element_lengths() -> bool:
+    """Make ``series.agg(len)`` give each element's length, as it did before pandas 3, in RecBole's data sets."""
+    if not _PANDAS_3:
+        return False
+
+    def length(thing):
+        return thing.map(len) if isinstance(thing, pd.Series) else len(thing)
+
+    for name in AGGREGATING_MODULES:
+        importlib.import_module(name).len = length
+    return True
+
+
+def _quiet() -> bool:
+    """Silence warnings that RecBole's own lines earn on every run and its users can do nothing about."""
+    for message, category, module in _NOISE:
+        warnings.filterwarnings("ignore", message, category, module)
+    return True
+
+
+# (start of the message, category, module whose line warns), each a regular expression but the category.
+_NOISE = (
+    # What these fills no longer do in pandas 3 is done by two patches above.
+    (r"A value is being set on a copy of a DataFrame", pd.errors.ChainedAssignmentError, r"recbole\.data\.dataset"),
+    (r"A value is trying to be set on a copy of a DataFrame", FutureWarning, r"recbole\.data\.dataset"),
+    # RecBole indexes and pads these arrays into new tensors, it does not write to them.
+    (r"The given NumPy array is not writable", UserWarning, r"recbole\.data\.dataset"),
+    (r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated", FutureWarning, r"recbole\.trainer\.trainer"),
+    (r"torch\.sparse\.SparseTensor\(", UserWarning, r"recbole\.model"),
+    (r"Using a non-tuple sequence for multidimensional indexing", UserWarning, r"recbole\.model"),
+    (r"Creating a tensor from a list of numpy\.ndarrays", UserWarning, r"recbole\.model"),
+)
+_PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
+    ("numpy aliases", "np.float and others are gone; Config dies of np.float_", _ISSUES + "2215", _numpy_aliases),
+    ("ray", "recbole.quick_start imports ray.tune, which does not import", _ISSUES + "2162", _ray),
+    ("dok_matrix._update", "LightGCN and others call what scipy 1.13 removed", _ISSUES + "2034", _dok_update),
+    ("checkpoints", "torch.load refuses, or blindly runs, RecBole's files", _ISSUES + "2212", _checkpoint_loading),
+    ("blanks in *_seq columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_on_read),
+    ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
+    ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
+    ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
+)
+_records: list[Patch] = []
+
+
+def apply() -> list[Patch]:
+    """Apply every patch that is needed here, once; later calls only return the records."""
+    if not _records:
+        _records.extend(Patch(name, why, upstream, patch()) for name, why, upstream, patch in _PATCHES)
+    return list(_records)

@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.p5 import CID
+
+__all__ = ["CID"]

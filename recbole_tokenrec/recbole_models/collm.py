@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.collm import CoLLM
+
+__all__ = ["CoLLM"]

@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.gtn import GTN
+
+__all__ = ["GTN"]

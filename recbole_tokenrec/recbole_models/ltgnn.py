@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.ltgnn import LTGNN
+
+__all__ = ["LTGNN"]

@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.p5 import P5
+
+__all__ = ["P5"]

@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.pod import POD
+
+__all__ = ["POD"]

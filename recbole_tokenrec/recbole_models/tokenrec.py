@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.tokenrec import TokenRec
+
+__all__ = ["TokenRec"]
