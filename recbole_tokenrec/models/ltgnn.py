@@ -84,9 +84,7 @@ def product(rows, dense):
     A weighted embedding bag: on one CPU thread several times as fast as torch's CSR product.
     """
     starts, columns, values = rows
-    return F.embedding_bag(
-        columns, dense, starts, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
+    return F.embedding_bag(columns, dense, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
 class Memory(nn.Module):
@@ -256,4 +254,4 @@ def _check(config):
         value = config[key]
         numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not numeric or not holds(value):
-            raise ConfigError(f"LTGNN: {key} = {value!r}; it must be {allowed}.")
+            raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
