@@ -56,10 +56,24 @@ class Histories:
         """(n,) the user of each entry of ``items``."""
         return torch.repeat_interleave(torch.arange(self.n_users), self.counts())
 
-    def shuffled(self, generator: torch.Generator) -> torch.Tensor:
-        """``items`` with each user's part in a random order. (n,)"""
-        keys = torch.rand(len(self.items), generator=generator, dtype=torch.float64)
-        return self.items[torch.argsort(self.rows().double() + keys)]
+    def ages(self) -> torch.Tensor:
+        """(n,) for each entry of ``items`` how many newer items its user has: 0 for the newest."""
+        return self.indptr[1:][self.rows()] - 1 - torch.arange(len(self.items))
+
+    def ranks(self, keys: torch.Tensor) -> torch.Tensor:
+        """(n,) rank of each entry's ``keys`` (n,), in [0, 1), among those of its user: 0 for the smallest."""
+        rows = self.rows()
+        order = torch.argsort(rows.double() + keys)
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(len(order))
+        return ranks - self.indptr[:-1][rows]
+
+    def places(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all entries of ``users`` (B,): the row in ``users`` (n,), and the index into ``items`` (n,)."""
+        number = self.counts()[users]
+        rows = torch.repeat_interleave(torch.arange(len(users)), number)
+        first = number.cumsum(0) - number
+        return rows, self.indptr[users][rows] + torch.arange(len(rows)) - first[rows]
 
     def latest(self, users: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The most recent items of ``users`` (B,): padded (B, M) with M <= ``most``, and their number (B,)."""

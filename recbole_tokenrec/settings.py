@@ -16,7 +16,7 @@ from recbole_tokenrec.errors import ConfigError
 
 
 class Option(NamedTuple):
-    """One key. ``kind`` is int, float, bool, str or dict; numbers lie in [low, high]; strings among ``choices``."""
+    """One key. ``kind`` is int, float, bool, str, list or dict; numbers lie in [low, high]; strings among ``choices``."""
 
     kind: type
     doc: str
@@ -34,7 +34,7 @@ class Option(NamedTuple):
             high = "inf)" if self.high == math.inf else f"{self.high:g}]"
             text = f"{self.kind.__name__} in {bracket}{self.low:g}, {high}"
         else:
-            text = {bool: "true or false", dict: "a mapping", str: "a text"}.get(self.kind, self.kind.__name__)
+            text = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}.get(self.kind, self.kind.__name__)
         return text + (" or empty" if self.optional else "")
 
 
@@ -62,11 +62,12 @@ def _stage(name: str, prefix: str) -> dict[str, Option]:
 OPTIONS: dict[str, Option] = {
     "preset": Option(str, "YAML of properties/preset: tuned (default), paper or user_id_only."),
     # collaborative stage, Section 2.3.1
-    "cf_model": Option(str, "RecBole GeneralRecommender with user and item embeddings, e.g. LightGCN or BPR."),
+    "cf_model": Option(str, "RecBole GeneralRecommender with user and item embeddings: LightGCN, BPR, NGCF, SGL …"),
     "cf_loss": _choice(
-        "softmax_cosine: cross-entropy over all items of cosine / cf_temperature; bpr: cf_model's own loss.",
+        "softmax_cosine: cross-entropy over all items of cosine / cf_temperature (cf_model: LightGCN; 0 layers make it "
+        "MF); own: cf_model's own loss, BPR for LightGCN and BPR.",
         "softmax_cosine",
-        "bpr",
+        "own",
     ),
     "cf_embedding_size": _int("Dimension d of the collaborative representations.", 1),
     "cf_n_layers": _int("Propagation layers of LightGCN.", 0),
@@ -74,9 +75,12 @@ OPTIONS: dict[str, Option] = {
     "cf_target_weight": _float(
         "A user with n items weighs n to this power in softmax_cosine: 1 counts pairs, 0 counts users.", 0, 1
     ),
-    "cf_edge_dropout": _float("Share of the graph's edges left out, redrawn each epoch.", 0, 0.95),
-    "cf_reg_weight": _float("L2 weight on the un-propagated embeddings (RecBole's reg_weight)."),
-    "cf_train_batch_size": _int("Users (softmax_cosine) or interactions (bpr) of a batch.", 1),
+    "cf_user_table": Option(bool, "Users have an embedding of their own, not only what their items propagate."),
+    "cf_item_offset": Option(bool, "Items have an offset between what they propagate and where they are retrieved."),
+    "cf_recency": _float("An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph."),
+    "cf_target_recency": _float("The same exponent for its weight as a training target."),
+    "cf_reg_weight": _float("RecBole's reg_weight: L2 on the un-propagated embeddings, with cf_loss: own."),
+    "cf_train_batch_size": _int("Users (softmax_cosine) or interactions (own) of a batch.", 1),
     "cf_eval_step": _int("Epochs between two validations.", 1),
     "cf_stopping_step": _int("Validations without a gain before the stage stops.", 1),
     "cf_config": Option(dict, "Further keys for cf_model, in RecBole's names.", optional=True),
@@ -84,14 +88,17 @@ OPTIONS: dict[str, Option] = {
     # tokenizer stage, Sections 2.3.2 to 2.3.5
     "id_tokenizer": Option(str, "Tokenizer of users and items: mq, or rq, kmeans, random_mq for ablations."),
     "mq_num_codebooks": _int("K, codebooks (and encoders) per tokenizer.", 1, 64),
+    "mq_user_num_codebooks": _int("K of users, where it differs from that of items.", 1, 64, optional=True),
+    "mq_skip": Option(bool, "Linear short cuts around each encoder and the decoder."),
     "mq_codebook_size": _int("L, codewords per codebook.", 2),
     "mq_codeword_dim": _int("d_c, dimension of a codeword.", 1),
     "mq_hidden_size": _int("Width of the hidden layers of encoders and decoder.", 1),
     "mq_masking_ratio": _float("rho of Eq. 2: probability that an element is hidden.", 0, 1),
     "mq_beta": _float("beta of Eq. 13: weight of the commitment loss."),
     "mq_train_batch_size": _int("Entities of a batch.", 1),
-    "mq_kmeans_init": Option(bool, "Start the codebooks by k-means of the encoders' outputs after mq_warmup_epochs."),
-    "mq_warmup_epochs": _int("Epochs of the encoders and the decoder without quantisation before that start.", 0),
+    "mq_min_steps": _int("Least optimiser steps: small data sets run more than mq_epochs epochs to reach them."),
+    "mq_kmeans_init": Option(bool, "Start the codebooks by k-means of the encoders' outputs after the warm-up."),
+    "mq_warmup_ratio": _float("Share of the epochs that train encoders and decoder alone, before that start.", 0, 0.9),
     "mq_revive_dead": Option(bool, "Move codewords that no entity chose in an epoch onto encoded entities."),
     **_stage("tokenizer stage", "mq"),
     # LLM4Rec stage, Section 2.4
@@ -113,8 +120,17 @@ OPTIONS: dict[str, Option] = {
         "interactions",
     ),
     "llm_train_batch_size": _int("Users or interactions of a batch.", 1),
-    "llm_target_ratio": _float("Share of a user's items held out as targets of one prompt.", 0, 1, open_low=True),
-    "llm_max_targets": _int("Most targets of one prompt.", 1),
+    "llm_target_ratio": Option(list, "Least and largest share of a user's items held out as targets of one prompt."),
+    "llm_target_weight": _float("A user with n targets weighs n to this power in the softmax loss.", 0, 1),
+    "llm_user_tokens": _choice(
+        "Items that a training prompt's user tokens are made of: visible (folded in, so that they do not know the "
+        "targets; needs cf_loss: softmax_cosine without cf_user_table), or all.",
+        "visible",
+        "all",
+    ),
+    "llm_residual": Option(bool, "z adds to the projection what the user tokens decode to."),
+    "llm_distill": _float("Share of the softmax targets taken from the collaborative stage's own scores.", 0, 1),
+    "llm_ema": _float("Decay of the averaged weights that are evaluated; 0 evaluates the last step's.", 0, 0.9999),
     "llm_warmup_ratio": _float("Share of the steps in which the learning rate rises linearly.", 0, 1),
     "llm_lr_decay": _choice("Learning rate after the warm-up.", "constant", "cosine", "linear"),
     "llm_clip_grad_norm": _float("Largest gradient norm; 0 clips nothing."),
@@ -155,10 +171,22 @@ def read_settings(config) -> Settings:
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
-    if settings.mq_kmeans_init and settings.mq_warmup_epochs >= settings.mq_epochs:
+    low_high = settings.llm_target_ratio
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] < 1:
+        raise ConfigError(f"llm_target_ratio: {low_high} is not allowed; allowed: two shares [low, high] within (0, 1)")
+    inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
+    if settings.llm_user_tokens == "visible" and not inductive:
         raise ConfigError(
-            f"mq_warmup_epochs: {settings.mq_warmup_epochs} leaves no epoch of mq_epochs: {settings.mq_epochs}"
+            "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: false; set llm_user_tokens: all"
         )
+    if settings.llm_batching == "interactions" and settings.llm_user_tokens == "visible":
+        raise ConfigError("llm_user_tokens: 'visible' needs llm_batching: users; it is 'interactions'")
+    if settings.cf_loss == "softmax_cosine" and settings.cf_model != "LightGCN":
+        raise ConfigError(
+            f"cf_model: '{settings.cf_model}' trains by its own loss, cf_loss: own; cf_loss: softmax_cosine needs LightGCN"
+        )
+    if settings.cf_loss == "softmax_cosine" and settings.cf_n_layers == 0 and not settings.cf_user_table:
+        raise ConfigError("cf_n_layers: 0 leaves users without a representation; set cf_user_table: true")
     return settings
 
 
@@ -173,6 +201,8 @@ def check(key: str, value: Any) -> Any:
     number = option.kind is float and isinstance(value, int) and not isinstance(value, bool)
     if whole or number:
         value = option.kind(value)
+    if option.kind is list and isinstance(value, tuple):
+        value = list(value)
     wrong_type = not isinstance(value, option.kind) or (option.kind is not bool and isinstance(value, bool))
     if not wrong_type and option.kind in (int, float):
         below = value < option.low or (option.open_low and value <= option.low)

@@ -1,8 +1,8 @@
 """User and item representations out of any RecBole GeneralRecommender that has them.
 
-Three kinds are understood: our :class:`SparseLightGCN`; graph models that keep their propagated tables in
-``restore_user_e`` / ``restore_item_e`` after a full-sort prediction (RecBole's LightGCN, NGCF, SGL, NCL, SimGCL …);
-and models with plain ``user_embedding`` / ``item_embedding`` tables (BPR …).
+Three kinds are understood: our LightGCNs, whose ``forward`` gives both tables; graph models that keep their propagated
+tables in ``restore_user_e`` / ``restore_item_e`` after a full-sort prediction (RecBole's NGCF, SGL, NCL, SimGCL …); and
+models with plain ``user_embedding`` / ``item_embedding`` tables (BPR …).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from recbole.utils import get_model
 
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
 
 
 def build_collaborative(settings, config, dataset) -> GeneralRecommender:
@@ -33,11 +34,20 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         "reg_weight": settings.cf_reg_weight,
         "train_batch_size": settings.cf_train_batch_size,
         "learning_rate": settings.cf_learning_rate,
+        "temperature": settings.cf_temperature,
+        "target_weight": settings.cf_target_weight,
+        "user_table": settings.cf_user_table,
+        "item_offset": settings.cf_item_offset,
+        "recency": settings.cf_recency,
+        "target_recency": settings.cf_target_recency,
         **(settings.cf_config or {}),
     }
     try:
-        model_class = SparseLightGCN if settings.cf_model == "LightGCN" else get_model(settings.cf_model)
-    except (ValueError, AttributeError) as error:
+        if settings.cf_loss == "softmax_cosine":
+            model_class = LightGCNSoftmax
+        else:
+            model_class = SparseLightGCN if settings.cf_model == "LightGCN" else get_model(settings.cf_model)
+    except (ValueError, AttributeError, ImportError) as error:
         raise ConfigError(f"cf_model: RecBole has no model '{settings.cf_model}'") from error
     if not issubclass(model_class, GeneralRecommender):
         raise ConfigError(
@@ -46,11 +56,6 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
     sub_config = model_config(config, settings.cf_model, model_class, overrides)
     model = model_class(sub_config, dataset)
     model.sub_config = sub_config
-    if settings.cf_loss == "softmax_cosine" and not _is_trainable(model):
-        raise ConfigError(
-            f"cf_loss: 'softmax_cosine' needs LightGCN or a model with plain embedding tables such as BPR; "
-            f"for cf_model '{settings.cf_model}' set cf_loss: bpr (the model's own loss)"
-        )
     return model
 
 
@@ -66,13 +71,6 @@ def model_config(config, name: str, model_class, overrides: dict):
     return sub_config
 
 
-def trainable_representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
-    """Users (n_users, d) and items (n_items, d) with gradient."""
-    if isinstance(model, SparseLightGCN):
-        return model.forward()
-    return model.user_embedding.weight, model.item_embedding.weight
-
-
 @torch.no_grad()
 def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
     """Users (n_users, d) and items (n_items, d) as the model uses them for a full-sort prediction.
@@ -80,8 +78,9 @@ def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tens
     Raises:
         ConfigError: the model keeps no representations that could be tokenized.
     """
-    if _is_trainable(model):
-        users, items = trainable_representations(model)
+    tables = getattr(model, "user_embedding", None), getattr(model, "item_embedding", None)
+    if isinstance(model, (SparseLightGCN, LightGCNSoftmax)):
+        users, items = model.forward()
     elif hasattr(model, "restore_user_e"):
         was_training = model.training
         model.eval()
@@ -89,16 +88,12 @@ def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tens
         model.full_sort_predict(Interaction({model.USER_ID: torch.tensor([1])}).to(model.device))
         users, items = model.restore_user_e, model.restore_item_e
         model.train(was_training)
+    elif all(isinstance(table, torch.nn.Embedding) for table in tables):
+        users, items = (table.weight for table in tables)
     else:
+        users = items = torch.empty(0)
+    if users.dim() != 2 or items.dim() != 2 or users.shape[1] != items.shape[1] or not users.numel():
         raise ConfigError(
             f"cf_model: '{type(model).__name__}' keeps no user and item embeddings; allowed: e.g. LightGCN, BPR, SGL"
         )
     return users.detach().clone(), items.detach().clone()
-
-
-def _is_trainable(model: GeneralRecommender) -> bool:
-    if isinstance(model, SparseLightGCN):
-        return True
-    tables = getattr(model, "user_embedding", None), getattr(model, "item_embedding", None)
-    plain = all(isinstance(table, torch.nn.Embedding) for table in tables)
-    return plain and not hasattr(model, "restore_user_e") and tables[0].embedding_dim == tables[1].embedding_dim

@@ -6,7 +6,6 @@ multiplied in CSR format (see ``graph.py``). A test compares matrix, scores and 
 
 from __future__ import annotations
 
-import scipy.sparse as sp
 import torch
 from recbole.model.general_recommender.lightgcn import LightGCN
 
@@ -17,36 +16,12 @@ class SparseLightGCN(LightGCN):
     """LightGCN whose propagation costs one CSR product a layer, forward and backward."""
 
     def get_norm_adj_mat(self) -> torch.Tensor:
-        self.full_adjacency = to_torch_csr(normalised_adjacency(self.interaction_matrix))
-        return self.full_adjacency
-
-    def propagate(self, ego: torch.Tensor, adjacency: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean over layers 0 … L of A^l E: (n_users + n_items, d) -> the same shape."""
-        adjacency = self.norm_adj_matrix if adjacency is None else adjacency
-        total = layer = ego
-        for _ in range(self.n_layers):
-            layer = symmetric_product(adjacency, layer)
-            total = total + layer
-        return total / (self.n_layers + 1)
+        return to_torch_csr(normalised_adjacency(self.interaction_matrix))
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Propagated users (n_users, d) and items (n_items, d)."""
-        return self.propagate(self.get_ego_embeddings()).split([self.n_users, self.n_items])
-
-    def drop_edges(self, ratio: float, generator: torch.Generator) -> None:
-        """Leave out a share of the edges (both directions) until the next call; 0 restores the whole graph.
-
-        The kept weights are scaled by 1 / (1 - ratio), so that the expected propagation is the whole graph's.
-        """
-        device = self.norm_adj_matrix.device
-        if ratio == 0:
-            self.norm_adj_matrix = self.full_adjacency.to(device)
-            return
-        graph = self.interaction_matrix.tocsr()
-        graph.sum_duplicates()
-        weights = normalised_adjacency(graph)[: self.n_users, self.n_users :].tocoo()
-        keep = (torch.rand(weights.nnz, generator=generator) >= ratio).numpy()
-        kept = sp.coo_matrix(
-            (weights.data[keep] / (1 - ratio), (weights.row[keep], weights.col[keep])), shape=weights.shape
-        )
-        self.norm_adj_matrix = to_torch_csr(sp.bmat([[None, kept], [kept.T, None]], format="csr")).to(device)
+        """Mean over layers 0 … L of A^l E: users (n_users, d) and items (n_items, d)."""
+        total = layer = self.get_ego_embeddings()
+        for _ in range(self.n_layers):
+            layer = symmetric_product(self.norm_adj_matrix, layer)
+            total = total + layer
+        return (total / (self.n_layers + 1)).split([self.n_users, self.n_items])

@@ -6,6 +6,9 @@ state is h_i. The released code ran twenty decoder positions to the same end.
 
 from __future__ import annotations
 
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
 import torch
 from torch import nn
 
@@ -38,9 +41,11 @@ class LLM4Rec(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden_size, output_dim),
         )
+        with torch.no_grad():  # beside a base vector the projection starts as a small correction
+            self.projection[-1].weight.mul_(0.3)
 
-    def forward(self, prompt: PromptBatch) -> torch.Tensor:
-        """Prompts (B, T) -> z (B, d)."""
+    def forward(self, prompt: PromptBatch, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Prompts (B, T) -> z (B, d); ``base`` (B, d), if given, is added: the projection then learns a correction."""
         start = torch.full((len(prompt.input_ids), 1), self.start_id, device=prompt.input_ids.device)
         hidden = self.backbone(
             input_ids=prompt.input_ids,
@@ -48,30 +53,46 @@ class LLM4Rec(nn.Module):
             decoder_input_ids=start,
             use_cache=False,
         ).last_hidden_state  # (B, 1, width)
-        return self.projection(hidden[:, 0].float())  # (B, d)
+        z = self.projection(hidden[:, 0].float())  # (B, d)
+        return z if base is None else z + base
 
     @torch.no_grad()
-    def start_token_embeddings(self, token_ids: torch.Tensor, codewords: torch.Tensor, seed: int) -> None:
-        """Start OOV token embeddings from the codebooks' geometry (design decision 6).
+    def start_token_embeddings(self, token_ids: torch.Tensor, directions: torch.Tensor, seed: int) -> None:
+        """Start OOV token embeddings from what the tokens mean in the collaborative space (design decision 6).
 
-        The codewords of each codebook are centred, brought to the vocabulary's own spread and turned into the
-        model's width by one fixed random orthogonal map per codebook, so that tokens that are near as codewords
-        start near as words, and codebooks do not start on top of each other.
+        ``directions`` are turned into the model's width by one random orthogonal map and brought to the vocabulary's
+        own spread: tokens that mean similar things start as similar words.
 
         Args:
-            token_ids: (K * L,) in the order of ``codewords``.
-            codewords: (K, L, d_c).
+            token_ids: (K * L,).
+            directions: (K * L, d), see :func:`token_directions`.
         """
         table = self.backbone.get_input_embeddings().weight
         words = torch.ones(len(table), dtype=torch.bool)
         words[token_ids.cpu()] = False
-        spread = table[words.to(table.device)].std()
         generator = torch.Generator().manual_seed(seed)
-        width, (_, _, dim) = table.shape[1], codewords.shape
-        rows = []
-        for book in codewords.float().cpu():
-            turn = torch.linalg.qr(torch.randn(max(width, dim), min(width, dim), generator=generator))[0]
-            turn = turn.T if dim <= width else turn  # (d_c, width)
-            row = (book - book.mean(dim=0)) @ turn
-            rows.append(row * (spread.cpu() / row.std().clamp_min(1e-8)))
-        table[token_ids.to(table.device)] = torch.cat(rows).to(table)
+        width, dim = table.shape[1], directions.shape[1]
+        turn = torch.linalg.qr(torch.randn(max(width, dim), min(width, dim), generator=generator))[0]
+        rows = directions.float().cpu() @ (turn.T if dim <= width else turn)  # (K * L, width)
+        rows *= table[words.to(table.device)].std().cpu() / rows.std().clamp_min(1e-8)
+        table[token_ids.to(table.device)] = rows.to(table)
+
+
+@torch.no_grad()
+def token_directions(codes: torch.Tensor, vectors: torch.Tensor, codebook_size: int, ridge: float = 1.0):
+    """What each token adds to the vectors of those who have it: the ridge regression of vectors on token indicators.
+
+    Unlike the codewords, which live in K spaces of their own, these (K * L, d) directions lie in one space, that of
+    the collaborative representations: the sum over an entity's tokens approximates its vector.
+
+    Args:
+        codes: (n, K).
+        vectors: (n, d).
+    """
+    n, books = codes.shape
+    size = books * codebook_size
+    columns = (codes.cpu() + torch.arange(books) * codebook_size).numpy().ravel()
+    tokens = sp.csr_matrix((np.ones(n * books, np.float32), columns, np.arange(n + 1) * books), shape=(n, size))
+    centred = (vectors - vectors.mean(dim=0)).cpu().double().numpy()
+    gram = (tokens.T @ tokens).toarray().astype(np.float64) + ridge * np.eye(size)
+    return torch.from_numpy(scipy.linalg.solve(gram, tokens.T @ centred, assume_a="pos")).float()

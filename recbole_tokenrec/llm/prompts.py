@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER, entity_tokens, token_names
+from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER, entity_tokens
 
 HISTORY_TEMPLATES = (
     "According to what items the {user} has interacted with: {items}. Can you describe the user's preferences?",
@@ -75,8 +75,7 @@ class PromptBuilder:
 
     Args:
         tokenizer: Hugging Face tokenizer that knows the ID tokens.
-        num_codebooks, codebook_size: K and L of users and items.
-        user_ids, item_ids: (K * L,) token ids of the ID tokens, codebook by codebook.
+        user_ids, item_ids: (K, L) token ids of the ID tokens; users and items may differ in K.
         history: whether the prompt lists the user's items.
         style: ``printed`` as in the paper (``item_<v1-4>…, item_…``), or ``compact``: the items' tokens alone,
             one after the other, which saves the words between them.
@@ -86,8 +85,6 @@ class PromptBuilder:
     def __init__(
         self,
         tokenizer,
-        num_codebooks: int,
-        codebook_size: int,
         user_ids: torch.Tensor,
         item_ids: torch.Tensor,
         history: bool,
@@ -95,13 +92,11 @@ class PromptBuilder:
         max_tokens: int,
     ):
         self.tokenizer = tokenizer
-        self.num_codebooks = num_codebooks
         self.history = history
         self.style = style
         self.max_tokens = max_tokens
         self.pad_id = tokenizer.pad_token_id
-        self.user_table = user_ids.view(num_codebooks, codebook_size)
-        self.item_table = item_ids.view(num_codebooks, codebook_size)
+        self.user_table, self.item_table = user_ids, item_ids
         self.templates = HISTORY_TEMPLATES if history else USER_TEMPLATES
         self.blocks = [self._parse(template) for template in self.templates]
 
@@ -119,8 +114,8 @@ class PromptBuilder:
     def capacity(self, template: int) -> int:
         """How many items fit beside the template's words and the user's tokens."""
         head, link, separator, tail = (len(block) for block in self.blocks[template])
-        room = self.max_tokens - head - link - tail - self.num_codebooks + separator
-        return max(room // (self.num_codebooks + separator), 0) if self.history else 0
+        room = self.max_tokens - head - link - tail - len(self.user_table) + separator
+        return max(room // (len(self.item_table) + separator), 0) if self.history else 0
 
     def build(
         self,
@@ -133,19 +128,18 @@ class PromptBuilder:
 
         Args:
             template: index into the templates.
-            user_codes: (B, K).
-            item_codes: (B, M, K), the first ``num_items`` of each row count. None without history.
+            user_codes: (B, K) of the users.
+            item_codes: (B, M, K) of the items, the first ``num_items`` of each row count. None without history.
             num_items: (B,) number of items of each user, at most :meth:`capacity`.
         """
         head, link, separator, tail = (block.to(user_codes.device) for block in self.blocks[template])
         batch, device = len(user_codes), user_codes.device
-        ways = torch.arange(self.num_codebooks, device=device)
-        parts = [head.expand(batch, -1), self.user_table.to(device)[ways, user_codes], link.expand(batch, -1)]
+        parts = [head.expand(batch, -1), _look_up(self.user_table, user_codes), link.expand(batch, -1)]
         if item_codes is not None and item_codes.shape[1] > 0:
-            items = self.item_table.to(device)[ways, item_codes]  # (B, M, K)
+            items = _look_up(self.item_table, item_codes)  # (B, M, K)
             spaced = separator.expand(batch, items.shape[1], -1)  # (B, M, s)
             parts.append(torch.cat([items, spaced], dim=2).flatten(1))  # (B, M * (K + s))
-            step = self.num_codebooks + len(separator)
+            step = items.shape[2] + len(separator)
             used = (num_items * step - len(separator)).clamp_min(0)  # (B,) no separator after the last item
         else:
             used = torch.zeros(batch, dtype=torch.long, device=device)
@@ -159,12 +153,10 @@ class PromptBuilder:
 
     def _parse(self, template: str) -> Blocks:
         """Tokenize a rendered example and cut it where its ID tokens stand (the user before the items)."""
-        ways = range(self.num_codebooks)
         index = self.templates.index(template)
-        example = [[0] * self.num_codebooks] * (2 if self.history else 0)
-        ids = self.tokenizer(self.render(index, [0] * self.num_codebooks, example))["input_ids"]
-        user = [int(self.user_table[k, 0]) for k in ways]
-        item = [int(self.item_table[k, 0]) for k in ways]
+        user, item = self.user_table[:, 0].tolist(), self.item_table[:, 0].tolist()
+        example = [[0] * len(item)] * (2 if self.history else 0)
+        ids = self.tokenizer(self.render(index, [0] * len(user), example))["input_ids"]
         at_user = _find(ids, user)
         head, rest = ids[:at_user], ids[at_user + len(user) :]
         if not self.history:
@@ -185,9 +177,6 @@ def _find(ids: list[int], pattern: list[int], start: int = 0) -> int:
     )
 
 
-def id_token_names(num_codebooks: int, codebook_size: int) -> tuple[list[str], list[str]]:
-    """All user tokens and all item tokens, in the order the embedding table takes them."""
-    return (
-        token_names(USER_LETTER, num_codebooks, codebook_size),
-        token_names(ITEM_LETTER, num_codebooks, codebook_size),
-    )
+def _look_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Token ids of codes: table (K, L), codes (…, K) -> (…, K)."""
+    return table.to(codes.device)[torch.arange(len(table), device=codes.device), codes]

@@ -18,27 +18,27 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch.nn import functional as F
 
-from recbole_tokenrec.collaborative.representations import (
-    build_collaborative,
-    representations,
-    trainable_representations,
-)
+from recbole_tokenrec.collaborative.representations import build_collaborative, representations
 from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 from recbole_tokenrec.llm.llm4rec import LLM4Rec
-from recbole_tokenrec.llm.prompts import NUM_SEEN, PromptBuilder, all_texts, id_token_names
+from recbole_tokenrec.llm.prompts import NUM_SEEN, PromptBuilder, all_texts
 from recbole_tokenrec.settings import read_settings
-from recbole_tokenrec.tokenizers import build_tokenizer
+from recbole_tokenrec.tokenizers import build_tokenizer, token_names
+from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER
 from recbole_tokenrec.training.loaders import (
-    ENTITY,
     HISTORY,
     HISTORY_LENGTH,
-    TARGET_LENGTH,
-    TARGETS,
+    TARGET_ITEMS,
+    TARGET_ROWS,
     TEMPLATE,
+    USER_CODES,
+    VECTORS,
+    VISIBLE_ITEMS,
+    VISIBLE_ROWS,
 )
-from recbole_tokenrec.training.losses import pairwise_cosine_loss, softmax_cosine_loss
+from recbole_tokenrec.training.losses import fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
 
 COLLABORATIVE, USER_TOKENIZER, ITEM_TOKENIZER, LLM = "cf", "user_tokenizer", "item_tokenizer", "llm"
 
@@ -74,28 +74,27 @@ class TokenRec(GeneralRecommender):
         self.register_buffer("user_vectors", users)
         self.register_buffer("item_vectors", items)
 
-        dim, books, size = items.shape[1], settings.mq_num_codebooks, settings.mq_codebook_size
-        self.user_tokenizer = build_tokenizer(settings, dim)
-        self.item_tokenizer = build_tokenizer(settings, dim)
-        self.register_buffer("user_codes", torch.zeros(self.n_users, books, dtype=torch.long))
-        self.register_buffer("item_codes", torch.zeros(self.n_items, books, dtype=torch.long))
+        dim, size = items.shape[1], settings.mq_codebook_size
+        item_books = settings.mq_num_codebooks
+        user_books = settings.mq_user_num_codebooks or item_books
+        self.user_tokenizer = build_tokenizer(settings, dim, user_books)
+        self.item_tokenizer = build_tokenizer(settings, dim, item_books)
+        self.register_buffer("user_codes", torch.zeros(self.n_users, user_books, dtype=torch.long))
+        self.register_buffer("item_codes", torch.zeros(self.n_items, item_books, dtype=torch.long))
 
         saved = config["llm_backbone_state"]  # of a checkpoint: no weights need to be fetched again
         backbone = rebuild_backbone(saved) if saved else load_backbone(
             settings.llm_backbone, all_texts(), dropout=settings.llm_dropout
         )
-        self.backbone_state = backbone_state(backbone)
-        user_names, item_names = id_token_names(books, size)
-        self.user_token_ids = add_id_tokens(backbone, user_names)
-        self.item_token_ids = add_id_tokens(backbone, item_names)
-        self.backbone_origin, self.tokenizer = backbone.origin, backbone.tokenizer
+        self.backbone_state, self.backbone_origin = backbone_state(backbone), backbone.origin
+        self.tokenizer = backbone.tokenizer
+        self.user_token_ids = add_id_tokens(backbone, token_names(USER_LETTER, user_books, size))
+        self.item_token_ids = add_id_tokens(backbone, token_names(ITEM_LETTER, item_books, size))
         self.llm = LLM4Rec(backbone, dim, settings.llm_projection_size, settings.llm_dropout or 0.0)
         self.prompts = PromptBuilder(
             backbone.tokenizer,
-            books,
-            size,
-            self.user_token_ids,
-            self.item_token_ids,
+            self.user_token_ids.view(user_books, size),
+            self.item_token_ids.view(item_books, size),
             settings.prompt_history,
             settings.prompt_style,
             settings.prompt_max_tokens,
@@ -108,59 +107,55 @@ class TokenRec(GeneralRecommender):
         """Loss of the current stage; each stage's loader yields the fields that its loss reads."""
         self._encoded_users = None
         if self.stage == COLLABORATIVE:
-            return self._collaborative_loss(interaction)
+            return self.collaborative.calculate_loss(interaction)
         if self.stage in (USER_TOKENIZER, ITEM_TOKENIZER):
-            tokenizer, vectors = self.tokenizer_parts(self.stage)
-            return tokenizer.loss(tokenizer(vectors[interaction[ENTITY]]))
-        if TARGETS in interaction:
+            tokenizer = self.user_tokenizer if self.stage == USER_TOKENIZER else self.item_tokenizer
+            return tokenizer.loss(tokenizer(interaction[VECTORS]))
+        if TARGET_ROWS in interaction:
             return self._user_major_loss(interaction)
         return self._interaction_loss(interaction)
 
-    def tokenizer_parts(self, stage: str):
-        """Tokenizer and representations of the stage ``user_tokenizer`` or ``item_tokenizer``."""
-        if stage == USER_TOKENIZER:
-            return self.user_tokenizer, self.user_vectors
-        return self.item_tokenizer, self.item_vectors
-
-    def _collaborative_loss(self, interaction) -> torch.Tensor:
-        if self.settings.cf_loss == "bpr":
-            return self.collaborative.calculate_loss(interaction)
-        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        user_vectors, item_vectors = trainable_representations(self.collaborative)
-        present, rows, count = users.unique(return_inverse=True, return_counts=True)
-        weights = count.float().pow(self.settings.cf_target_weight - 1)[rows]
-        loss = softmax_cosine_loss(
-            user_vectors[present], item_vectors, rows, items, self.settings.cf_temperature, weights
-        )
-        if self.settings.cf_reg_weight:
-            ego_users = self.collaborative.user_embedding(present)
-            ego_items = self.collaborative.item_embedding(items)
-            ego = ego_users.pow(2).sum() / len(present) + ego_items.pow(2).sum() / len(items)
-            loss = loss + self.settings.cf_reg_weight * ego
-        return loss
-
     def _user_major_loss(self, interaction) -> torch.Tensor:
-        z = self.encode(
-            interaction[self.USER_ID], int(interaction[TEMPLATE][0]), interaction[HISTORY], interaction[HISTORY_LENGTH]
+        settings, users = self.settings, interaction[self.USER_ID]
+        template = int(interaction[TEMPLATE][0])
+        codes = interaction[USER_CODES] if USER_CODES in interaction else self.user_codes[users]
+        z = self.encode(codes, template, interaction[HISTORY], interaction[HISTORY_LENGTH])
+        rows, items = interaction[TARGET_ROWS], interaction[TARGET_ITEMS]
+        if settings.llm_loss == "pairwise_cosine":
+            negatives = torch.randint(1, self.n_items, items.shape, device=items.device)
+            return pairwise_cosine_loss(
+                z[rows], self.item_vectors[items], self.item_vectors[negatives], settings.llm_margin
+            )
+        visible = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
+        count = torch.bincount(rows, minlength=len(z)).float()
+        return softmax_cosine_loss(
+            z,
+            self.item_vectors,
+            rows,
+            items,
+            settings.llm_temperature,
+            weights=count.pow(settings.llm_target_weight - 1)[rows],
+            masked=visible,
+            teacher=self._teacher(users, visible) if settings.llm_distill else None,
+            teacher_weight=settings.llm_distill,
+            low_precision=fast_bf16(z.device),
         )
-        targets, number = interaction[TARGETS], interaction[TARGET_LENGTH]
-        valid = torch.arange(targets.shape[1], device=targets.device) < number.unsqueeze(1)
-        rows = torch.repeat_interleave(torch.arange(len(z), device=z.device), number)
-        items = targets[valid]
-        if self.settings.llm_loss == "softmax":
-            weights = 1.0 / number.float()[rows]
-            return softmax_cosine_loss(z, self.item_vectors, rows, items, self.settings.llm_temperature, weights)
-        negatives = torch.randint(1, self.n_items, items.shape, device=items.device)
-        return pairwise_cosine_loss(
-            z[rows], self.item_vectors[items], self.item_vectors[negatives], self.settings.llm_margin
-        )
+
+    @torch.no_grad()
+    def _teacher(self, users: torch.Tensor, visible) -> torch.Tensor:
+        """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities."""
+        queries = F.normalize(self.user_vectors[users], dim=-1)
+        scores = queries @ F.normalize(self.item_vectors, dim=-1).T / self.settings.cf_temperature
+        scores[:, 0] = -torch.inf
+        scores[visible] = -torch.inf
+        return scores.softmax(dim=-1)
 
     def _interaction_loss(self, interaction) -> torch.Tensor:
         """One target a prompt, RecBole's sampled negative: the paper's way."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         template = int(torch.randint(min(NUM_SEEN, self.prompts.num_templates), (1,)))
         history, number = self._history_without(users, items, template)
-        z = self.encode(users, template, history, number)
+        z = self.encode(self.user_codes[users], template, history, number)
         if self.settings.llm_loss == "softmax":
             rows = torch.arange(len(z), device=z.device)
             return softmax_cosine_loss(z, self.item_vectors, rows, items, self.settings.llm_temperature)
@@ -186,12 +181,19 @@ class TokenRec(GeneralRecommender):
         templates = range(self.prompts.num_templates) if template is None else [template]
         return min(self.settings.prompt_max_history, *(self.prompts.capacity(t) for t in templates))
 
-    def encode(self, users: torch.Tensor, template: int, history=None, number=None) -> torch.Tensor:
-        """z of B users (Eq. 15-18). ``history`` (B, M) item ids, the first ``number`` (B,) of each row count."""
+    def encode(self, user_codes: torch.Tensor, template: int, history=None, number=None) -> torch.Tensor:
+        """z of B users (Eq. 15-18).
+
+        Args:
+            user_codes: (B, K).
+            template: index of the prompt's template.
+            history: (B, M) item ids, of which the first ``number`` (B,) of each row count; ignored if prompts have none.
+        """
         items = None if history is None or not self.settings.prompt_history else self.item_codes[history]
-        prompt = self.prompts.build(template, self.user_codes[users], items, number)
-        with torch.autocast(users.device.type, torch.bfloat16, enabled=self.settings.llm_precision == "bf16"):
-            return self.llm(prompt)
+        prompt = self.prompts.build(template, user_codes, items, number)
+        base = F.normalize(self.user_tokenizer.decode(user_codes), dim=-1) if self.settings.llm_residual else None
+        with torch.autocast(user_codes.device.type, torch.bfloat16, enabled=self.settings.llm_precision == "bf16"):
+            return self.llm(prompt, base)
 
     @torch.no_grad()
     def encode_users(self, users: torch.Tensor) -> torch.Tensor:
@@ -206,7 +208,7 @@ class TokenRec(GeneralRecommender):
             longest = int(count[order[start]])
             rows = order[start : start + self._users_per_batch(longest)]
             history, number = self.evaluation_histories.latest(users[rows].cpu(), limit)
-            z[rows] = self.encode(users[rows], template, history.to(users.device), number.to(users.device))
+            z[rows] = self.encode(self.user_codes[users[rows]], template, history.to(users.device), number.to(users.device))
             start += len(rows)
         return z
 
@@ -242,6 +244,21 @@ class TokenRec(GeneralRecommender):
         users, items = representations(self.collaborative)
         self.user_vectors.copy_(users)
         self.item_vectors.copy_(items)
+
+    def tokenizer_inputs(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What the tokenizers read: where cosine is all that counts, directions without lengths."""
+        return F.normalize(vectors, dim=-1) if self.settings.cf_loss == "softmax_cosine" else vectors
+
+    @torch.no_grad()
+    def folded_in(self, visible: torch.Tensor) -> torch.Tensor:
+        """Tokenizer inputs (n_users, d) of users as if only the ``visible`` entries (n,) of the histories existed."""
+        histories = self.histories
+        rows, items = histories.rows()[visible], histories.items[visible]
+        ends = torch.bincount(rows, minlength=self.n_users).cumsum(0)
+        ages = ends[rows] - 1 - torch.arange(len(rows))
+        device = self.item_vectors.device
+        vectors = self.collaborative.fold_in(rows.to(device), items.to(device), ages.to(device), self.n_users)
+        return self.tokenizer_inputs(vectors)
 
     def predict(self, interaction) -> torch.Tensor:
         """Scores (B,) of the pairs in ``interaction``; cosine in [-1, 1] once the model is trained (Eq. 19)."""

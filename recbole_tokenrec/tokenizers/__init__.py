@@ -18,7 +18,7 @@ __all__ = [
 TOKENIZERS = {"mq": MQTokenizer}
 
 
-def build_tokenizer(settings, input_dim: int) -> IDTokenizer:
+def build_tokenizer(settings, input_dim: int, num_codebooks: int) -> IDTokenizer:
     """The tokenizer that ``id_tokenizer`` names, for representations of ``input_dim`` dimensions.
 
     Raises:
@@ -28,10 +28,11 @@ def build_tokenizer(settings, input_dim: int) -> IDTokenizer:
         raise ConfigError(f"id_tokenizer: {settings.id_tokenizer!r} is not allowed; allowed: {', '.join(TOKENIZERS)}")
     return TOKENIZERS[settings.id_tokenizer](
         input_dim,
-        settings.mq_num_codebooks,
+        num_codebooks,
         settings.mq_codebook_size,
         codeword_dim=settings.mq_codeword_dim,
         hidden_size=settings.mq_hidden_size,
         masking_ratio=settings.mq_masking_ratio,
         beta=settings.mq_beta,
+        skip=settings.mq_skip,
     )

@@ -3,7 +3,8 @@
 One class serves users and items. The K encoders are one stack of batched matrices: K small products in one call
 instead of K modules, the same mathematics several times faster.
 
-Deviations, each off in the preset ``paper``: k-means start of the codebooks after a short warm-up
+Deviations, each off in the preset ``paper``: linear short cuts around the encoders and the decoder (``mq_skip``), so
+that the networks need only learn what a linear map cannot; k-means start of the codebooks after a warm-up
 (``mq_kmeans_init``) and revival of dead codewords (``mq_revive_dead``), both the trainer's to call.
 """
 
@@ -40,7 +41,7 @@ class KWayMLP(nn.Module):
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, x, weight)
             if depth < len(self.weights) - 1:
-                x = F.relu(x)
+                x = F.gelu(x)
         return x
 
 
@@ -74,6 +75,7 @@ class MQTokenizer(IDTokenizer):
         hidden_size: width of the three hidden layers of each encoder and of the decoder's two.
         masking_ratio: rho of Eq. 2, in [0, 1].
         beta: weight of the commitment loss, Eq. 13.
+        skip: add a linear map from input to output to each encoder and to the decoder.
     """
 
     def __init__(
@@ -85,19 +87,22 @@ class MQTokenizer(IDTokenizer):
         hidden_size: int = 256,
         masking_ratio: float = 0.2,
         beta: float = 0.25,
+        skip: bool = False,
     ):
         super().__init__(input_dim, num_codebooks, codebook_size)
         self.masking_ratio = masking_ratio
         self.beta = beta
         self.quantizing = True  # False in the warm-up: encoders and decoder alone, the codebooks still unplaced
         self.encoders = KWayMLP(num_codebooks, [input_dim, *[hidden_size] * 3, codeword_dim])
+        self.encoder_skip = KWayMLP(num_codebooks, [input_dim, codeword_dim]) if skip else None
+        self.decoder_skip = nn.Linear(codeword_dim, input_dim) if skip else None
         self.codebooks = nn.Parameter(torch.empty(num_codebooks, codebook_size, codeword_dim))
         nn.init.uniform_(self.codebooks, -1 / codebook_size, 1 / codebook_size)
         self.decoder = nn.Sequential(
             nn.Linear(codeword_dim, hidden_size),
-            nn.ReLU(),
+            nn.GELU(),
             nn.Linear(hidden_size, hidden_size),
-            nn.ReLU(),
+            nn.GELU(),
             nn.Linear(hidden_size, input_dim),
         )
 
@@ -107,6 +112,16 @@ class MQTokenizer(IDTokenizer):
             return x
         return x * torch.bernoulli(torch.full_like(x, 1 - self.masking_ratio))
 
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised (and masked) input (B, d) -> (K, B, d_c), Eq. 4."""
+        deep = self.encoders(x)
+        return deep if self.encoder_skip is None else deep + self.encoder_skip(x)
+
+    def decoded(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Average-pooled codewords (B, d_c) -> standardised reconstruction (B, d), Eq. 9."""
+        deep = self.decoder(pooled)
+        return deep if self.decoder_skip is None else deep + self.decoder_skip(pooled)
+
     def quantize(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded (K, B, d_c) -> codewords (K, B, d_c) and indices (K, B), Eq. 5-6."""
         indices = nearest_codeword(encoded, self.codebooks)
@@ -115,12 +130,12 @@ class MQTokenizer(IDTokenizer):
 
     def forward(self, x: torch.Tensor) -> TokenizerOutput:
         target = self.standardise(x)  # (B, d)
-        encoded = self.encoders(self.mask(target))  # (K, B, d_c), Eq. 4
+        encoded = self.encoded(self.mask(target))  # (K, B, d_c)
         chosen, indices = self.quantize(encoded) if self.quantizing else (encoded.detach(), None)
         # Straight-through: the decoder sees the codewords, its gradient reaches the encoders as it is.
         # The codebooks get no gradient here; they learn by the codebook loss alone (Eq. 11).
         passed = encoded + (chosen - encoded).detach()
-        reconstruction = self.decoder(passed.mean(dim=0))  # (B, d), Eq. 9
+        reconstruction = self.decoded(passed.mean(dim=0))  # (B, d)
         return TokenizerOutput(
             quantized=self.restore(reconstruction),
             indices=None if indices is None else indices.T,
@@ -137,10 +152,10 @@ class MQTokenizer(IDTokenizer):
         return losses["reconstruction"] + losses["codebook"] + self.beta * losses["commitment"]
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return nearest_codeword(self.encoders(self.standardise(x)), self.codebooks).T
+        return nearest_codeword(self.encoded(self.standardise(x)), self.codebooks).T
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.restore(self.decoder(self.codewords(codes).mean(dim=1)))
+        return self.restore(self.decoded(self.codewords(codes).mean(dim=1)))
 
     def codeword_table(self) -> torch.Tensor:
         return self.codebooks.detach()
@@ -151,7 +166,7 @@ class MQTokenizer(IDTokenizer):
 
         With fewer distinct rows than codewords the remaining codewords are left where they are.
         """
-        encoded = self.encoders(self.standardise(x))  # (K, n, d_c)
+        encoded = self.encoded(self.standardise(x))  # (K, n, d_c)
         for way, rows in enumerate(encoded):
             rows = torch.unique(rows, dim=0).cpu().numpy()
             clusters = min(self.codebook_size, len(rows))
@@ -164,7 +179,7 @@ class MQTokenizer(IDTokenizer):
         dead = use == 0  # (K, L)
         if not dead.any():
             return 0
-        encoded = self.encoders(self.standardise(x))  # (K, n, d_c)
+        encoded = self.encoded(self.standardise(x))  # (K, n, d_c)
         for way in range(self.num_codebooks):
             places = dead[way].nonzero().squeeze(1)[: encoded.shape[1]]
             rows = torch.randperm(encoded.shape[1], device=x.device)[: len(places)]

@@ -6,15 +6,17 @@ this process, which is what caching and resuming need.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tokenrec.histories import Histories, take
 
-HISTORY, HISTORY_LENGTH, TARGETS, TARGET_LENGTH = "history", "history_length", "targets", "target_length"
-TEMPLATE, ENTITY = "template", "entity"
+AGE, VECTORS, TEMPLATE, USER_CODES = "age", "vectors", "template", "user_codes"
+HISTORY, HISTORY_LENGTH = "history", "history_length"
+TARGET_ROWS, TARGET_ITEMS = "target_rows", "target_items"
+VISIBLE_ROWS, VISIBLE_ITEMS = "visible_rows", "visible_items"
 
 
 def derived_seed(seed: int, *names) -> int:
@@ -30,13 +32,15 @@ def generator_for(seed: int, *names) -> torch.Generator:
 class PairsByUser:
     """All training pairs of a batch of users: for the softmax over all items, whose cost is per user.
 
-    Yields ``{user_id: (P,), item_id: (P,)}``; the users of a batch are drawn anew in each epoch.
+    Yields ``{user_id: (P,), item_id: (P,), age: (P,)}``; age is how many newer items the user has. The users of a
+    batch are drawn anew in each epoch.
     """
 
     def __init__(self, histories: Histories, batch_size: int, user_field: str, item_field: str):
         self.histories = histories
         self.batch_size = batch_size
         self.fields = user_field, item_field
+        self.ages = histories.ages()
         self.users = histories.counts().nonzero().squeeze(1)
 
     def __len__(self) -> int:
@@ -45,45 +49,51 @@ class PairsByUser:
     def epoch(self, generator: torch.Generator) -> Iterator[Interaction]:
         order = self.users[torch.randperm(len(self.users), generator=generator)]
         for users in order.split(self.batch_size):
-            number = self.histories.counts()[users]
-            items = take(self.histories.items, self.histories.indptr[users], number)
-            valid = torch.arange(items.shape[1]) < number.unsqueeze(1)
-            rows = torch.repeat_interleave(users, number)
-            yield Interaction({self.fields[0]: rows, self.fields[1]: items[valid]})
+            rows, places = self.histories.places(users)
+            user_field, item_field = self.fields
+            yield Interaction(
+                {user_field: users[rows], item_field: self.histories.items[places], AGE: self.ages[places]}
+            )
 
 
-class Entities:
-    """Ids 1 … n-1 of users or items in random order: ``{entity: (B,)}``."""
+class Rows:
+    """Rows of a matrix in random order: ``{vectors: (B, d)}``. The stage may put new ``vectors`` (n, d) before an epoch."""
 
-    def __init__(self, ids: torch.Tensor, batch_size: int):
-        self.ids = ids
+    def __init__(self, vectors: torch.Tensor, batch_size: int):
+        self.vectors = vectors
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
+        return -(-len(self.vectors) // self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Interaction]:
-        order = self.ids[torch.randperm(len(self.ids), generator=generator)]
-        for ids in order.split(self.batch_size):
-            yield Interaction({ENTITY: ids})
+        for rows in torch.randperm(len(self.vectors), generator=generator).split(self.batch_size):
+            yield Interaction({VECTORS: self.vectors[rows.to(self.vectors.device)]})
 
 
 class PromptsByUser:
-    """Users with a random part of their history as targets and the rest as the prompt's history (design decision 5).
+    """Users with a random part of their history as targets and the rest visible (design decision 5).
 
-    Yields ``{user_id (B,), history (B, M), history_length (B,), targets (B, T), target_length (B,), template (B,)}``.
-    A batch has one template and users of similar history length, so that little is padding.
+    Yields, for B users with P targets and V visible items in all::
+
+        user_id (B,), template (B,) all alike, user_codes (B, K) if ``codes_of`` is given
+        history (B, M), history_length (B,)     what the prompt lists: at most ``max_history`` of the visible items
+        target_rows (P,), target_items (P,)     what is to be retrieved; rows count from 0 within the batch
+        visible_rows (V,), visible_items (V,)   what is known already, and so neither positive nor negative
+
+    A batch has one template and users of similar history length, so that little of it is padding.
 
     Args:
         histories: training histories.
         batch_size: users per batch.
         user_field: RecBole's name of the user id.
-        target_ratio: share of a user's items that become targets (at least one item).
-        max_targets, max_history: limits per user.
+        target_ratio: least and largest share of a user's items that become targets; at least one does, and one stays
+            visible if the user has two.
+        max_history: most items of a prompt, 0 for none.
         num_templates: templates 0 … num_templates - 1 are drawn.
-        sequential: targets follow the visible items in time: a random cut, the items before it (most recent ones)
-            visible in time order, the next ones the targets.
-        history: False leaves the history out; all items may then be targets.
+        sequential: the targets follow the visible items in time, and the prompt lists the newest visible ones in
+            order; otherwise both are random.
+        codes_of: from a mask (n,) over ``histories.items`` of what is visible to the codes (n_users, K) of all users.
     """
 
     def __init__(
@@ -91,64 +101,79 @@ class PromptsByUser:
         histories: Histories,
         batch_size: int,
         user_field: str,
-        target_ratio: float,
-        max_targets: int,
+        target_ratio: tuple[float, float],
         max_history: int,
         num_templates: int,
-        sequential: bool,
-        history: bool,
+        sequential: bool = False,
+        codes_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         self.histories = histories
         self.batch_size = batch_size
         self.user_field = user_field
         self.target_ratio = target_ratio
-        self.max_targets = max_targets
-        self.max_history = max_history if history else 0
+        self.max_history = max_history
         self.num_templates = num_templates
         self.sequential = sequential
-        self.history = history
+        self.codes_of = codes_of
         self.users = histories.counts().nonzero().squeeze(1)
 
     def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Interaction]:
-        count = self.histories.counts()[self.users]
-        share = self.target_ratio if self.history else 1.0
-        targets = (count * share).round().long().clamp_min(1).clamp_max(self.max_targets)
+        histories, rows = self.histories, self.histories.rows()
+        count = histories.counts()
+        low, high = self.target_ratio
+        share = low + (high - low) * torch.rand(len(count), generator=generator)
+        most = (count - 1).clamp_min(1)
+        targets = torch.minimum((share * count).round().long().clamp_min(1), most)  # (n_users,)
         if self.sequential:
-            items = self.histories.items
-            last_cut = count - 1  # at least one target after the cut
-            cut = 1 + (torch.rand(len(count), generator=generator) * last_cut).floor().long()
-            cut = torch.minimum(cut, last_cut)
-            visible = cut.clamp_max(self.max_history)
-            first_target = self.histories.indptr[self.users] + cut
-            first_visible = first_target - visible
-            targets = torch.minimum(targets, count - cut)
+            is_target, visible, known = self._next_items(targets, generator)
         else:
-            items = self.histories.shuffled(generator)
-            visible = (count - targets).clamp_max(self.max_history)
-            first_target = self.histories.indptr[self.users]
-            first_visible = first_target + targets
-        for chosen in self._batches(visible, generator):
-            number, wanted = visible[chosen], targets[chosen]
-            template = torch.randint(self.num_templates, (1,), generator=generator).expand(len(chosen))
-            yield Interaction(
-                {
-                    self.user_field: self.users[chosen],
-                    HISTORY: take(items, first_visible[chosen], number),
-                    HISTORY_LENGTH: number,
-                    TARGETS: take(items, first_target[chosen], wanted),
-                    TARGET_LENGTH: wanted,
-                    TEMPLATE: template,
-                }
-            )
+            rank = histories.ranks(torch.rand(len(rows), generator=generator, dtype=torch.float64))
+            is_target, known = rank < targets[rows], torch.ones_like(rank, dtype=torch.bool)
+            visible = ~is_target
+        codes = None if self.codes_of is None else self.codes_of(visible)
+        order = torch.arange(len(rows)) if self.sequential else torch.argsort(
+            rows.double() + torch.rand(len(rows), generator=generator, dtype=torch.float64)
+        )
+        shown_order = order[visible[order]]  # visible entries, user by user
+        shown = torch.bincount(rows[visible], minlength=len(count))
+        ends = shown.cumsum(0)
+        number = shown.clamp_max(self.max_history)
+        for users in self._batches(number, generator):
+            batch = {
+                self.user_field: users,
+                TEMPLATE: torch.randint(self.num_templates, (1,), generator=generator).expand(len(users)),
+                HISTORY: take(histories.items[shown_order], ends[users] - number[users], number[users]),
+                HISTORY_LENGTH: number[users],
+            }
+            batch_rows, places = histories.places(users)
+            for mask, row_field, item_field in (
+                (is_target[places], TARGET_ROWS, TARGET_ITEMS),
+                ((~is_target & known)[places], VISIBLE_ROWS, VISIBLE_ITEMS),
+            ):
+                batch[row_field], batch[item_field] = batch_rows[mask], histories.items[places[mask]]
+            if codes is not None:
+                batch[USER_CODES] = codes[users]
+            yield Interaction(batch)
+
+    def _next_items(self, targets: torch.Tensor, generator: torch.Generator):
+        """A random cut in time: masks (n,) of the targets after it, of the items before it, and of both."""
+        histories = self.histories
+        rows, count = histories.rows(), histories.counts()
+        position = torch.arange(len(rows)) - histories.indptr[:-1][rows]
+        last = (count - 1).clamp_min(0)
+        cut = torch.minimum(1 + (torch.rand(len(count), generator=generator) * last).floor().long(), last)
+        before = position < cut[rows]
+        after = ~before & (position < (cut + targets)[rows])
+        return after, before, before | after
 
     def _batches(self, length: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
-        """Rows grouped by similar length: sorted with a random tie-break, cut into batches, batches shuffled.
+        """Users grouped by similar length: sorted with a random tie-break, cut into batches, batches shuffled.
 
-        Lengths are blurred by up to a fifth, so that the same users do not meet in every epoch.
+        Lengths are blurred by up to a tenth, so that the same users do not meet in every epoch.
         """
-        blur = 0.9 + 0.2 * torch.rand(len(length), generator=generator)
-        batches = torch.argsort((length + 1) * blur).split(self.batch_size)
+        blur = 0.9 + 0.2 * torch.rand(len(self.users), generator=generator)
+        batches = self.users[torch.argsort((length[self.users] + 1) * blur)].split(self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -30,6 +30,10 @@ def softmax_cosine_loss(
     items: torch.Tensor,
     temperature: float,
     weights: torch.Tensor | None = None,
+    masked: tuple[torch.Tensor, torch.Tensor] | None = None,
+    teacher: torch.Tensor | None = None,
+    teacher_weight: float = 0.0,
+    low_precision: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy over all items of cosine / temperature, many positive items per encoded user.
 
@@ -42,8 +46,67 @@ def softmax_cosine_loss(
         items: (P,) its item, never 0.
         temperature: the smaller, the more the hardest negatives count.
         weights: (P,) weight of each pair; their sum is divided out. None: all alike.
+        masked: rows (M,) and items (M,) that are neither positive nor negative, e.g. what the prompt shows.
+        teacher: (B, n_items) probabilities over items that take ``teacher_weight`` of each user's target mass.
+        low_precision: matrix products in bfloat16; sums, exponentials and the loss stay in fp32.
     """
-    users = F.normalize(user_vectors, dim=-1)
-    logits = users @ F.normalize(item_vectors, dim=-1)[1:].T / temperature  # (B, n_items - 1)
-    losses = logits.logsumexp(dim=-1)[rows] - logits[rows, items - 1]  # (P,)
-    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+    weights = torch.ones_like(rows, dtype=torch.float) if weights is None else weights
+    return _SoftmaxCrossEntropy.apply(
+        F.normalize(user_vectors, dim=-1) / temperature,
+        F.normalize(item_vectors, dim=-1),
+        rows,
+        items,
+        weights / weights.sum(),
+        masked,
+        teacher,
+        teacher_weight,
+        low_precision,
+    )
+
+
+class _SoftmaxCrossEntropy(torch.autograd.Function):
+    """sum_p w_p (logsumexp(s_row(p)) - s_p) and its gradient, computed in one pass over one (B, n_items) buffer.
+
+    Autograd would keep the scores, the log-softmax and their gradients, three such matrices, and page them in anew
+    at every step; a catalogue of 12,000 items then spends longer in memory than in arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx, users, item_vectors, rows, items, weights, masked, teacher, teacher_weight, low_precision):
+        left, right = (users.bfloat16(), item_vectors.bfloat16()) if low_precision else (users, item_vectors)
+        scores = (left @ right.T).float()  # (B, n_items)
+        scores[:, 0] = -torch.inf
+        if masked is not None:
+            scores[masked] = -torch.inf
+        mass = torch.zeros(len(users), device=users.device).index_add_(0, rows, weights)  # (B,)
+        hit = (scores[rows, items] * weights).sum()
+        if teacher is not None:
+            expected = (teacher * scores.masked_fill(scores == -torch.inf, 0)).sum(dim=1)  # (B,)
+            hit = (1 - teacher_weight) * hit + teacher_weight * (mass * expected).sum()
+        top = scores.amax(dim=1, keepdim=True)
+        scores.sub_(top).exp_()
+        total = scores.sum(dim=1, keepdim=True)
+        loss = (mass * (top + total.log()).squeeze(1)).sum() - hit
+        scores.mul_((mass / total.squeeze(1)).unsqueeze(1))  # d loss / d scores, the part of the logsumexp
+        if teacher is None:
+            scores.index_put_((rows, items), -weights, accumulate=True)
+        else:
+            scores.index_put_((rows, items), -(1 - teacher_weight) * weights, accumulate=True)
+            scores.addcmul_(teacher, mass.unsqueeze(1), value=-teacher_weight)
+        needs_items = ctx.needs_input_grad[1]
+        slope = scores.bfloat16() if low_precision else scores
+        ctx.gradients = (slope @ right).float(), (slope.T @ left).float() if needs_items else None
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        users, items = ctx.gradients
+        return (users * grad, None if items is None else items * grad, *[None] * 7)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than fp32: GPUs, and CPUs with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return True
+    supports = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supports and supports())

@@ -12,15 +12,17 @@ A stage never touches the parts of another. ``TokenRecTrainer`` runs the loop; a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from recbole.data.dataloader import TrainDataLoader
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.tokenizers import code_statistics
-from recbole_tokenrec.training.loaders import Entities, PairsByUser, PromptsByUser, derived_seed, generator_for
+from recbole_tokenrec.training.loaders import PairsByUser, PromptsByUser, Rows, derived_seed, generator_for
 
 
 class Stage:
@@ -54,8 +56,23 @@ class Stage:
         """The module that is trained; its state is what the best epoch keeps."""
         raise NotImplementedError
 
+    def epochs(self) -> int:
+        return self.option("epochs")
+
     def steps_per_epoch(self) -> int:
         raise NotImplementedError
+
+    def start(self) -> None:
+        """Called once before the first epoch, with the stage's random numbers."""
+
+    def parameter_groups(self) -> list[dict]:
+        """What AdamW trains: weight decay on matrices, none on biases, norms and embeddings."""
+        tables = {id(m.weight) for m in self.part.modules() if isinstance(m, torch.nn.Embedding)}
+        groups = {True: [], False: []}
+        for parameter in self.part.parameters():
+            groups[parameter.dim() > 1 and id(parameter) not in tables].append(parameter)
+        decay = self.option("weight_decay")
+        return [{"params": ps, "weight_decay": decay if matrix else 0.0} for matrix, ps in groups.items() if ps]
 
     def batches(self, epoch: int) -> Iterable:
         raise NotImplementedError
@@ -67,8 +84,14 @@ class Stage:
         """Scalars for TensorBoard."""
         return {}
 
+    def after_step(self) -> None:
+        """Called after each optimiser step."""
+
     def before_validation(self) -> None:
-        """Called before the model's scores are read."""
+        """Called before the model's scores are read; ``part`` then is what the best epoch keeps."""
+
+    def after_validation(self) -> None:
+        """Called before training goes on."""
 
     def finish(self) -> dict:
         """Called once the part holds its final state; returns what the result file reports."""
@@ -95,6 +118,7 @@ class CollaborativeStage(Stage):
     def __init__(self, model, train_data):
         super().__init__(model, train_data)
         if self.settings.cf_loss == "softmax_cosine":
+            self.lr_decay, self.warmup_ratio = "cosine", 0.05
             self.loader = PairsByUser(
                 model.histories, self.settings.cf_train_batch_size, model.USER_ID, model.ITEM_ID
             )
@@ -102,6 +126,10 @@ class CollaborativeStage(Stage):
             self.loader = TrainDataLoader(
                 model.collaborative.sub_config, train_data._dataset, train_data._sampler, shuffle=True
             )
+
+    def parameter_groups(self):
+        decay = self.option("weight_decay")
+        return [{"params": list(self.part.parameters()), "weight_decay": decay}]
 
     @property
     def part(self):
@@ -117,14 +145,7 @@ class CollaborativeStage(Stage):
         self.loader.generator.manual_seed(generator.initial_seed())
         return iter(self.loader)
 
-    def before_epoch(self, epoch):
-        if self.settings.cf_edge_dropout:
-            generator = generator_for(self.seed, self.name, "edges", epoch)
-            self.part.drop_edges(self.settings.cf_edge_dropout, generator)
-
     def before_validation(self):
-        if self.settings.cf_edge_dropout:
-            self.part.drop_edges(0, None)
         self.model.refresh_representations()
 
     def finish(self):
@@ -136,26 +157,34 @@ class CollaborativeStage(Stage):
 
 
 class TokenizerStage(Stage):
-    """Train the MQ-Tokenizer of users or of items, Eq. 13 or 14; entities end as codes."""
+    """Train the MQ-Tokenizer of users or of items, Eq. 13 or 14; entities end as codes.
 
-    prefix = "mq"
+    With ``llm_user_tokens: visible`` the user tokenizer also sees users as their random sub-histories make them, in
+    every second epoch: those are the vectors it will tokenize in the LLM4Rec stage, and new users'.
+    """
+
+    prefix, lr_decay, warmup_ratio = "mq", "cosine", 0.05
 
     def __init__(self, model, train_data, name: str):
         super().__init__(model, train_data)
         self.name = name
         self.title = name.replace("_", " ")
-        self.tokenizer, self.vectors = model.tokenizer_parts(name)
-        self.lr_decay = "cosine"
-        self.loader = Entities(torch.arange(1, len(self.vectors)), self.settings.mq_train_batch_size)
-        self.use = None
+        users = name == USER_TOKENIZER
+        self.tokenizer = model.user_tokenizer if users else model.item_tokenizer
+        self.codes = model.user_codes if users else model.item_codes
+        self.vectors = model.tokenizer_inputs(model.user_vectors if users else model.item_vectors)[1:]
+        self.varies = users and self.settings.llm_user_tokens == "visible"
+        self.loader = Rows(self.vectors, self.settings.mq_train_batch_size)
 
     @property
     def part(self):
         return self.tokenizer
 
-    @property
-    def codes(self) -> torch.Tensor:
-        return self.model.user_codes if self.name == USER_TOKENIZER else self.model.item_codes
+    def epochs(self):
+        return max(self.option("epochs"), -(-self.settings.mq_min_steps // self.steps_per_epoch()))
+
+    def warmup_epochs(self) -> int:
+        return round(self.settings.mq_warmup_ratio * self.epochs()) if self.settings.mq_kmeans_init else 0
 
     def steps_per_epoch(self):
         return len(self.loader)
@@ -164,38 +193,46 @@ class TokenizerStage(Stage):
         return self.loader.epoch(generator_for(self.seed, self.name, epoch))
 
     def before_epoch(self, epoch):
-        settings = self.settings
+        if self.varies:
+            self.loader.vectors = self.vectors if epoch % 2 == 0 else self._sub_histories(epoch)
         if epoch == 0:
-            self.tokenizer.fit_scale(self.vectors[1:])
-        if settings.mq_kmeans_init:
-            self.tokenizer.quantizing = epoch >= settings.mq_warmup_epochs
-            if epoch == settings.mq_warmup_epochs:
-                self.tokenizer.start_codebooks(self.vectors[1:], derived_seed(self.seed, self.name) % 2**31)
+            self.tokenizer.fit_scale(self.loader.vectors)
+        if self.settings.mq_kmeans_init:
+            self.tokenizer.quantizing = epoch >= self.warmup_epochs()
+            if epoch == self.warmup_epochs():
+                self.tokenizer.start_codebooks(self.loader.vectors, derived_seed(self.seed, self.name) % 2**31)
+
+    def _sub_histories(self, epoch: int) -> torch.Tensor:
+        """Users by random parts of their histories: up to twice the share that the LLM4Rec stage hides is left out."""
+        histories = self.model.histories
+        generator = generator_for(self.seed, self.name, "visible", epoch)
+        count = histories.counts()
+        hidden = 2 * self.settings.llm_target_ratio[1] * torch.rand(len(count), generator=generator)
+        left_out = torch.minimum((hidden * count).round().long(), (count - 1).clamp_min(0))
+        rows = histories.rows()
+        rank = histories.ranks(torch.rand(len(rows), generator=generator, dtype=torch.float64))
+        return self.model.folded_in(rank >= left_out[rows])[1:]
 
     def after_epoch(self, epoch):
-        if not self.settings.mq_revive_dead or not self.tokenizer.quantizing:
+        # Nothing moves in the last fifth: the codewords settle where they will stay.
+        settled = epoch >= 0.8 * self.epochs()
+        if not self.settings.mq_revive_dead or not self.tokenizer.quantizing or settled:
             return {}
-        # Nothing moves in the last tenth: the codewords settle where they will stay.
-        if epoch >= 0.9 * self.settings.mq_epochs:
-            return {}
-        codes = self.tokenizer.encode_all(self.vectors[1:])  # (n, K)
+        codes = self.tokenizer.encode_all(self.vectors)  # (n, K)
         use = torch.stack([column.bincount(minlength=self.tokenizer.codebook_size) for column in codes.T])
-        return {"revived": self.tokenizer.revive_dead_codewords(self.vectors[1:], use)}
+        return {"revived": self.tokenizer.revive_dead_codewords(self.vectors, use)}
 
     def finish(self):
         self.tokenizer.quantizing = True
-        codes = self.tokenizer.encode_all(self.vectors)
-        codes[0] = 0  # the padding entity has no tokens of its own
-        self.codes.copy_(codes)
+        self.codes[1:] = self.tokenizer.encode_all(self.vectors)  # the padding entity keeps code 0
         return {
-            "explained_variance": self.tokenizer.explained_variance(self.vectors[1:], codes[1:]),
-            **code_statistics(codes, self.tokenizer.codebook_size),
+            "explained_variance": self.tokenizer.explained_variance(self.vectors, self.codes[1:]),
+            **code_statistics(self.codes, self.tokenizer.codebook_size),
         }
 
     def determinants(self):
-        return {
-            key: value for key, value in vars(self.settings).items() if key.startswith(("cf_", "mq_", "id_tokenizer"))
-        }
+        own = ("cf_", "mq_", "id_tokenizer", "llm_user_tokens", "llm_target_ratio")
+        return {key: value for key, value in vars(self.settings).items() if key.startswith(own)}
 
 
 class LLMStage(Stage):
@@ -209,17 +246,17 @@ class LLMStage(Stage):
         self.clip_grad_norm = settings.llm_clip_grad_norm
         self.warmup_ratio = settings.llm_warmup_ratio
         self.lr_decay = settings.llm_lr_decay
+        self.average = None
         if settings.llm_batching == "users":
             self.loader = PromptsByUser(
                 model.histories,
                 settings.llm_train_batch_size,
                 model.USER_ID,
-                settings.llm_target_ratio,
-                settings.llm_max_targets,
+                tuple(settings.llm_target_ratio),
                 model.history_limit(),
-                min(NUM_SEEN, model.prompts.num_templates),
-                settings.prompt_order == "sequential",
-                settings.prompt_history,
+                NUM_SEEN,
+                sequential=settings.prompt_order == "sequential",
+                codes_of=self._codes_of if settings.llm_user_tokens == "visible" else None,
             )
         else:
             config = copy.copy(train_data.config)
@@ -233,16 +270,23 @@ class LLMStage(Stage):
     def part(self):
         return self.model.llm
 
+    def _codes_of(self, visible: torch.Tensor) -> torch.Tensor:
+        return self.model.user_tokenizer.encode_all(self.model.folded_in(visible))
+
     def start(self) -> None:
         """Give the OOV tokens their first embeddings; the codes are final now."""
+        model = self.model
         if self.settings.llm_token_init == "codebook":
-            model = self.model
-            for names, tokenizer in (
-                (model.user_token_ids, model.user_tokenizer),
-                (model.item_token_ids, model.item_tokenizer),
+            for ids, codes, vectors in (
+                (model.user_token_ids, model.user_codes, model.user_vectors),
+                (model.item_token_ids, model.item_codes, model.item_vectors),
             ):
-                seed = derived_seed(self.seed, self.name, "tokens")
-                model.llm.start_token_embeddings(names, tokenizer.codeword_table(), seed)
+                directions = token_directions(
+                    codes[1:], model.tokenizer_inputs(vectors)[1:], self.settings.mq_codebook_size
+                )
+                model.llm.start_token_embeddings(ids, directions, derived_seed(self.seed, self.name, "tokens"))
+        if self.settings.llm_ema:
+            self.average = AveragedModel(model.llm, multi_avg_fn=get_ema_multi_avg_fn(self.settings.llm_ema))
 
     def steps_per_epoch(self):
         return len(self.loader)
@@ -254,12 +298,25 @@ class LLMStage(Stage):
         self.loader.generator.manual_seed(generator.initial_seed())
         return iter(self.loader)
 
+    def after_step(self):
+        if self.average is not None:
+            self.average.update_parameters(self.model.llm)
+
+    def before_validation(self):
+        """The averaged weights are what is evaluated and kept; those in training wait."""
+        if self.average is not None:
+            self.in_training, self.model.llm = self.model.llm, self.average.module
+
+    def after_validation(self):
+        if self.average is not None:
+            self.model.llm = self.in_training
+
     def determinants(self):
         return dict(vars(self.settings))
 
 
-def stages_of(model, train_data) -> list[Stage]:
-    """In the order of Section 2.5.1. Each is built when its turn comes, so that it sees what came before."""
+def stages_of(model, train_data) -> list[Callable[[], Stage]]:
+    """Builders in the order of Section 2.5.1. A stage is built when its turn comes, and sees what came before."""
     return [
         lambda: CollaborativeStage(model, train_data),
         lambda: TokenizerStage(model, train_data, USER_TOKENIZER),

@@ -23,7 +23,7 @@ from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
-from recbole_tokenrec.training.stages import LLMStage, Stage, stages_of
+from recbole_tokenrec.training.stages import Stage, stages_of
 
 
 class TokenRecTrainer(Trainer):
@@ -68,12 +68,9 @@ class TokenRecTrainer(Trainer):
 
     def _run_stage(self, stage: Stage, callback_fn=None) -> dict:
         self._seed(stage, "start")
-        if isinstance(stage, LLMStage):
-            stage.start()
-        epochs, steps = stage.option("epochs"), stage.steps_per_epoch()
-        self.optimizer = torch.optim.AdamW(
-            stage.part.parameters(), lr=stage.option("learning_rate"), weight_decay=stage.option("weight_decay")
-        )
+        stage.start()
+        epochs, steps = stage.epochs(), stage.steps_per_epoch()
+        self.optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate"))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _rate(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
         )
@@ -106,6 +103,7 @@ class TokenRecTrainer(Trainer):
                 )
                 if improved:
                     best.update(epoch=epoch, state=copy.deepcopy(stage.part.state_dict()), valid=dict(result))
+                stage.after_validation()
                 scalars[self.valid_metric] = score
                 shown["valid"] = f"{score:.4f}"
                 if callback_fn and stage.name == LLM:
@@ -146,6 +144,7 @@ class TokenRecTrainer(Trainer):
                 torch.nn.utils.clip_grad_norm_(stage.part.parameters(), stage.clip_grad_norm)
             self.optimizer.step()
             schedule.step()
+            stage.after_step()
             total, steps = total + value, steps + 1
             bar.update()
         return total / max(steps, 1)

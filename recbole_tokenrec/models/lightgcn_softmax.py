@@ -1,0 +1,163 @@
+"""LightGCN trained for cosine retrieval: TokenRec's collaborative stage under ``cf_loss: softmax_cosine``, and a baseline.
+
+TokenRec retrieves by cosine among all items, BPR shapes dot products against one sampled item. This model keeps
+LightGCN's propagation (mean of layers, symmetric normalisation) and trains the cosine itself, by the cross-entropy
+over the whole catalogue. Scores cost per user, not per interaction: a batch is users, and all training items of a
+user share one row of scores.
+
+Two things differ from LightGCN besides the loss, each an option:
+
+``user_table: false``
+    Users have no embedding of their own; p_u is propagated from the user's items alone (E_user^0 = 0). A new user's
+    representation is then one product with frozen item inputs (:meth:`fold_in`): no training, Fig. 3 of the paper.
+``item_offset: true``
+    q_j = propagated item + an offset of its own, started at 0: what an item gives to its users' vectors and where it
+    lies as a target need not be the same place.
+``recency``, ``target_recency``
+    Exponents: an interaction that is the a-th newest of its user (a = 0, 1, …) weighs (a + 1)^-recency in the graph
+    and (a + 1)^-target_recency as a target. 0 ignores time, as the paper does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.graph import to_torch_csr
+from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.training.loaders import AGE
+from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
+
+
+class _Product(torch.autograd.Function):
+    """``matrix @ dense`` with the transpose at hand for the gradient."""
+
+    @staticmethod
+    def forward(ctx, matrix, transposed, dense):
+        ctx.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, ctx.transposed @ grad
+
+
+class LightGCNSoftmax(GeneralRecommender):
+    """See the module's docstring.
+
+    Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n items
+        weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``recency``, ``target_recency``.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.dim = config["embedding_size"]
+        self.n_layers = config["n_layers"]
+        self.temperature = config["temperature"]
+        self.target_weight = config["target_weight"]
+        self.recency, self.target_recency = config["recency"], config["target_recency"]
+        if not config["user_table"] and self.n_layers < 1:
+            raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")
+        self.histories = Histories.from_dataset(dataset)
+        self._build_graph()
+        self.item_embedding = nn.Embedding(self.n_items, self.dim)
+        self.user_embedding = nn.Embedding(self.n_users, self.dim) if config["user_table"] else None
+        self.item_offset = nn.Parameter(torch.zeros(self.n_items, self.dim)) if config["item_offset"] else None
+        for table in (self.item_embedding, self.user_embedding):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.1)
+        self._evaluated = None
+
+    def _build_graph(self) -> None:
+        """R (n_users, n_items): R_uj = age weight / sqrt(deg u deg j), and its transpose."""
+        rows, items = self.histories.rows().numpy(), self.histories.items.numpy()
+        age = self.histories.ages().numpy()
+        degree = np.bincount(items, minlength=self.n_items)
+        self.item_scale = torch.from_numpy(np.maximum(degree, 1).astype(np.float32) ** -0.5)
+        user_scale = np.maximum(self.histories.counts().numpy(), 1) ** -0.5
+        weights = user_scale[rows] * self.item_scale.numpy()[items] * (age + 1.0) ** -self.recency
+        matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
+        self.to_users = to_torch_csr(matrix).to(self.device)
+        self.to_items = to_torch_csr(matrix.T.tocsr()).to(self.device)
+
+    def _layers(self) -> tuple[list, list]:
+        """Users and items of layers 0 … L; None stands for zeros."""
+        users = [None if self.user_embedding is None else self.user_embedding.weight]
+        items = [self.item_embedding.weight]
+        for _ in range(self.n_layers):
+            above_users, above_items = users[-1], items[-1]
+            users.append(None if above_items is None else _Product.apply(self.to_users, self.to_items, above_items))
+            items.append(None if above_users is None else _Product.apply(self.to_items, self.to_users, above_users))
+        return users, items
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Users (n_users, d) and items (n_items, d)."""
+        users, items = self._layers()
+        user_vectors = sum(layer for layer in users if layer is not None) / (self.n_layers + 1)
+        item_vectors = sum(layer for layer in items if layer is not None) / (self.n_layers + 1)
+        return user_vectors, item_vectors if self.item_offset is None else item_vectors + self.item_offset
+
+    @torch.no_grad()
+    def item_inputs(self) -> torch.Tensor:
+        """(n_items, d): what an item adds to the vector of a user who takes it, its own degree included.
+
+        p_u = own part of u + sum_j weight_uj item_inputs_j: exact while the items' layers stay as they are.
+        """
+        _, items = self._layers()
+        below = sum(layer for layer in items[: self.n_layers] if layer is not None)
+        return below * self.item_scale.to(below.device).unsqueeze(1) / (self.n_layers + 1)
+
+    def fold_in(self, rows: torch.Tensor, items: torch.Tensor, ages: torch.Tensor, n_rows: int) -> torch.Tensor:
+        """Vectors of users known by their items alone, up to a factor, which cosine ignores: (n_rows, d).
+
+        Args:
+            rows, items, ages: (n,) who took what, and how many newer items that user has.
+        """
+        weights = (ages.float() + 1).pow(-self.recency).unsqueeze(1)
+        inputs = self.item_inputs()
+        return torch.zeros(n_rows, inputs.shape[1], device=inputs.device).index_add_(0, rows, inputs[items] * weights)
+
+    def calculate_loss(self, interaction) -> torch.Tensor:
+        """Cross-entropy of the batch's (user, item) pairs; users occur as often as they have pairs."""
+        self._evaluated = None
+        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        present, rows, count = users.unique(return_inverse=True, return_counts=True)
+        weights = count.float().pow(self.target_weight - 1)[rows]
+        if self.target_recency:
+            age = (interaction[AGE].float() + 1).pow(-self.target_recency)
+            total = torch.zeros(len(present), device=age.device).index_add_(0, rows, age)
+            weights = weights * age * (count.float() / total)[rows]
+        user_vectors, item_vectors = self.forward()
+        return softmax_cosine_loss(
+            user_vectors[present],
+            item_vectors,
+            rows,
+            items,
+            self.temperature,
+            weights,
+            low_precision=fast_bf16(item_vectors.device),
+        )
+
+    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._evaluated is None or self.training:
+            with torch.no_grad():
+                self._evaluated = tuple(F.normalize(table, dim=-1) for table in self.forward())
+        return self._evaluated
+
+    def predict(self, interaction) -> torch.Tensor:
+        """Cosine of the pairs (B,)."""
+        users, items = self._vectors()
+        return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=-1)
+
+    def full_sort_predict(self, interaction) -> torch.Tensor:
+        """Cosine with all items, flat: (B * n_items,)."""
+        users, items = self._vectors()
+        return (users[interaction[self.USER_ID]] @ items.T).view(-1)

@@ -1,0 +1,149 @@
+"""Backbones: from scratch, from a folder that save_pretrained wrote, and what is said when weights cannot be had."""
+
+import json
+
+import pytest
+import torch
+
+from recbole_tokenrec.errors import BackboneError
+from recbole_tokenrec.llm.backbone import (
+    add_id_tokens,
+    backbone_state,
+    load_backbone,
+    rebuild_backbone,
+    scratch_presets,
+    word_level_tokenizer,
+)
+from recbole_tokenrec.llm.llm4rec import LLM4Rec
+from recbole_tokenrec.llm.prompts import PromptBatch, all_texts
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """A T5 with SentencePiece-like (Unigram) tokenizer, trained and saved here: the from_pretrained path is real."""
+    return write_tiny_t5(tmp_path / "tiny-t5")
+
+
+def write_tiny_t5(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5Model
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(all_texts(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(5)
+    config = T5Config(
+        vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0
+    )
+    T5Model(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_folder_gives_its_own_weights(tiny_folder):
+    backbone = load_backbone(str(tiny_folder), all_texts())
+    assert backbone.origin["source"] == "folder"
+    torch.manual_seed(5)
+    from transformers import T5Model
+
+    expected = T5Model.from_pretrained(tiny_folder).get_input_embeddings().weight
+    assert torch.equal(backbone.model.get_input_embeddings().weight, expected)
+
+
+def test_id_tokens_extend_vocabulary_and_embedding(tiny_folder):
+    backbone = load_backbone(str(tiny_folder), all_texts())
+    words = len(backbone.tokenizer)
+    ids = add_id_tokens(backbone, [f"<u1-{i}>" for i in range(100)])
+    assert ids.tolist() == list(range(words, words + 100))
+    assert backbone.model.get_input_embeddings().weight.shape[0] == max(256, words + 100)
+    assert backbone.tokenizer("user_<u1-7><u1-8>")["input_ids"][-3:-1] == [words + 7, words + 8]
+
+
+def test_scratch_preset_uses_sdpa_and_its_words():
+    backbone = load_backbone("t5-scratch-mini", ["only these words."])
+    assert backbone.model.config._attn_implementation == "sdpa"
+    assert backbone.origin["source"] == "scratch"
+    ids = backbone.tokenizer("these words only.")["input_ids"]
+    assert backbone.tokenizer.unk_token_id not in ids and ids[-1] == backbone.tokenizer.eos_token_id
+
+
+def test_word_level_tokenizer_splits_digits_and_marks():
+    tokenizer = word_level_tokenizer(["item_ 0123456789, x"])
+    assert tokenizer.tokenize("item_42,x") == ["item", "_", "4", "2", ",", "x"]
+
+
+def test_state_rebuilds_the_same_backbone_without_its_source(tiny_folder):
+    backbone = load_backbone(str(tiny_folder), all_texts())
+    state = json.loads(json.dumps(backbone_state(backbone)))
+    names = [f"<u1-{i}>" for i in range(10)]
+    add_id_tokens(backbone, names)
+    again = rebuild_backbone(state)
+    add_id_tokens(again, names)
+    again.model.load_state_dict(backbone.model.state_dict())
+    text = "Suggest a new item to user_<u1-3>."
+    assert again.tokenizer(text)["input_ids"] == backbone.tokenizer(text)["input_ids"]
+
+
+def test_token_start_keeps_the_codebooks_geometry():
+    backbone = load_backbone("t5-scratch-mini", all_texts())
+    ids = add_id_tokens(backbone, [f"<u{k}-{i}>" for k in (1, 2) for i in range(8)])
+    model = LLM4Rec(backbone, output_dim=5, hidden_size=16)
+    words = backbone.model.get_input_embeddings().weight[: int(ids[0])].detach().clone()
+    codewords = torch.randn(2, 8, 6)
+    model.start_token_embeddings(ids, codewords, seed=3)
+    table = backbone.model.get_input_embeddings().weight.detach()
+    assert torch.equal(table[: int(ids[0])], words)
+    for book, rows in zip(codewords, table[ids].view(2, 8, -1)):
+        ratio = torch.cdist(rows, rows) / torch.cdist(book, book).clamp_min(1e-9)
+        off = ~torch.eye(8, dtype=torch.bool)
+        torch.testing.assert_close(ratio[off], ratio[off].mean().expand(56), rtol=1e-3, atol=1e-4)
+        assert rows.std().item() == pytest.approx(words.std().item(), rel=0.05)
+
+
+def test_padding_does_not_change_the_user_vector():
+    backbone = load_backbone("t5-scratch-mini", all_texts())
+    model = LLM4Rec(backbone, output_dim=5, hidden_size=16).eval()
+    ids = torch.tensor([[5, 6, 7, 1]])
+    alone = model(PromptBatch(ids, torch.ones_like(ids)))
+    padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    torch.testing.assert_close(model(PromptBatch(padded, mask)), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t5-scratch-huge", "neither an existing folder nor a from-scratch preset"),
+        ("google-t5/t5-small", "could not be loaded"),
+        ("./missing", "neither an existing folder"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_an_error_that_says_what_to_set(name, text):
+    with pytest.raises(BackboneError, match=text) as caught:
+        load_backbone(name, all_texts())
+    assert name in str(caught.value)
+    assert scratch_presets()[0] in str(caught.value) and "save_pretrained" in str(caught.value)
+
+
+def test_folder_without_weights_and_foreign_architecture(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneError, match="holds no weights"):
+        load_backbone(str(tmp_path / "empty"), all_texts())
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        tmp_path / "bert"
+    )
+    word_level_tokenizer(["a"]).save_pretrained(tmp_path / "bert")
+    with pytest.raises(BackboneError, match="architecture 'bert' is not supported"):
+        load_backbone(str(tmp_path / "bert"), all_texts())

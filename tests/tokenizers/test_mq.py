@@ -1,0 +1,171 @@
+"""MQ-Tokenizer: the equations by hand, the origin of every gradient, round trips, dead codewords."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tokenrec.tokenizers import MQTokenizer
+from recbole_tokenrec.tokenizers.mq import KWayMLP, nearest_codeword
+
+pytestmark = pytest.mark.unit
+
+
+def small(k=3, size=8, dim=6, **options):
+    torch.manual_seed(1)
+    tokenizer = MQTokenizer(dim, k, size, codeword_dim=4, hidden_size=10, masking_ratio=0.0, **options)
+    torch.nn.init.normal_(tokenizer.codebooks)
+    return tokenizer
+
+
+def linear_example():
+    """K = 2, d = d_c = 2, encoders and decoder the identity (the short cuts alone), so that all can be done by hand."""
+    tokenizer = MQTokenizer(2, 2, 2, codeword_dim=2, hidden_size=2, masking_ratio=0.0, beta=0.25, skip=True)
+    with torch.no_grad():
+        for parameter in (*tokenizer.encoders.parameters(), *tokenizer.decoder.parameters()):
+            parameter.zero_()
+        tokenizer.encoder_skip.weights[0].copy_(torch.eye(2).expand(2, 2, 2))
+        tokenizer.decoder_skip.weight.copy_(torch.eye(2))
+        tokenizer.decoder_skip.bias.zero_()
+        tokenizer.codebooks.copy_(torch.tensor([[[1.0, 1.0], [3.0, 1.0]], [[0.0, 2.0], [5.0, 5.0]]]))
+    return tokenizer
+
+
+def test_equations_9_11_12_13_by_hand():
+    tokenizer = linear_example()
+    output = tokenizer(torch.tensor([[2.5, 1.5]]))  # a^1 = a^2 = (2.5, 1.5)
+    # distances: book 1: (1,1) 2.5, (3,1) 0.5 -> word 1; book 2: (0,2) 6.5, (5,5) 18.5 -> word 0
+    assert output.indices.tolist() == [[1, 0]]
+    # Eq. 9: mean of (3,1) and (0,2) = (1.5, 1.5), through the identity
+    np.testing.assert_allclose(output.quantized.detach().numpy(), [[1.5, 1.5]], atol=1e-6)
+    # Eq. 10: (2.5-1.5)^2 + 0 = 1; Eq. 11 = Eq. 12: 0.5 + 6.5 = 7
+    assert output.losses["reconstruction"].item() == pytest.approx(1.0, abs=1e-6)
+    assert output.losses["codebook"].item() == pytest.approx(7.0, abs=1e-6)
+    assert output.losses["commitment"].item() == pytest.approx(7.0, abs=1e-6)
+    assert tokenizer.loss(output).item() == pytest.approx(1 + 7 + 0.25 * 7, abs=1e-6)
+
+
+def test_straight_through_gradient_reaches_the_encoders_unchanged():
+    tokenizer = linear_example()
+    encoded = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        encoded.append(output)
+
+    tokenizer.encoder_skip.register_forward_hook(keep)
+    tokenizer(torch.tensor([[2.5, 1.5]])).losses["reconstruction"].backward()
+    # d/da of |q - mean(c)|^2 through the identity decoder: 2 (r - q) / K = (-1, 0) for each of K = 2 ways
+    np.testing.assert_allclose(encoded[0].grad.numpy(), [[[-1.0, 0.0]], [[-1.0, 0.0]]], atol=1e-6)
+    assert tokenizer.codebooks.grad is None  # Eq. 10 gives the codebooks nothing
+
+
+@pytest.mark.parametrize(
+    ("loss", "encoders", "codebooks", "decoder"),
+    [("reconstruction", True, False, True), ("codebook", False, True, False), ("commitment", True, False, False)],
+)
+def test_each_loss_trains_the_right_parameters(loss, encoders, codebooks, decoder):
+    tokenizer = small()
+    tokenizer(torch.randn(16, 6)).losses[loss].backward()
+
+    def moved(parameters):
+        return {p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters}
+
+    assert moved(tokenizer.encoders.parameters()) == {encoders}
+    assert moved([tokenizer.codebooks]) == {codebooks}
+    assert moved(tokenizer.decoder.parameters()) == {decoder}
+
+
+def test_every_way_and_every_layer_receives_gradient():
+    tokenizer = small()
+    tokenizer.loss(tokenizer(torch.randn(64, 6))).backward()
+    for weight in tokenizer.encoders.weights:
+        assert (weight.grad.flatten(1).abs().sum(dim=1) > 0).all()  # each of the K encoders
+    assert (tokenizer.codebooks.grad.flatten(1).abs().sum(dim=1) > 0).all()
+
+
+def test_k_way_mlp_equals_k_separate_mlps():
+    stack = KWayMLP(3, [5, 7, 4])
+    x = torch.randn(9, 5)
+    for way, out in enumerate(stack(x)):
+        hidden = torch.nn.functional.gelu(x @ stack.weights[0][way] + stack.biases[0][way])
+        torch.testing.assert_close(out, hidden @ stack.weights[1][way] + stack.biases[1][way])
+
+
+def test_nearest_codeword_equals_brute_force():
+    encoded, books = torch.randn(3, 20, 4), torch.randn(3, 11, 4)
+    brute = (encoded.unsqueeze(2) - books.unsqueeze(1)).pow(2).sum(-1).argmin(-1)
+    assert torch.equal(nearest_codeword(encoded, books), brute)
+
+
+def test_masking_hides_the_given_share_anew_at_each_call_and_not_at_evaluation():
+    tokenizer = MQTokenizer(50, 2, 4, masking_ratio=0.3)
+    x = torch.ones(400, 50)
+    first, second = tokenizer.mask(x), tokenizer.mask(x)
+    assert float((first == 0).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(first, second)
+    assert torch.equal(tokenizer.eval().mask(x), x)
+
+
+def test_codes_codewords_codes_round_trip():
+    tokenizer = small()
+    codes = torch.randint(0, 8, (30, 3))
+    vectors = tokenizer.codewords(codes)  # (30, K, d_c)
+    assert torch.equal(nearest_codeword(vectors.transpose(0, 1), tokenizer.codebooks).T, codes)
+
+
+def test_encode_is_deterministic_and_agrees_with_forward():
+    tokenizer = small().eval()
+    x = torch.randn(10, 6)
+    output = tokenizer(x)
+    assert torch.equal(tokenizer.encode(x), output.indices)
+    assert torch.equal(tokenizer.encode_all(x, batch_size=3), output.indices)
+    torch.testing.assert_close(tokenizer.decode(output.indices), output.quantized)
+
+
+def test_scale_is_measured_and_undone():
+    x = 5 + 0.01 * torch.randn(200, 6)
+    tokenizer = small()
+    tokenizer.fit_scale(x)
+    assert tokenizer.standardise(x).pow(2).mean().item() == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(tokenizer.restore(tokenizer.standardise(x)), x)
+
+
+def test_kmeans_start_beats_random_codebooks_and_survives_few_rows():
+    torch.manual_seed(0)
+    tokenizer = MQTokenizer(6, 2, 16, codeword_dim=4, hidden_size=10)
+    centres = torch.randn(16, 6) * 3
+    x = centres[torch.randint(0, 16, (300,))] + 0.01 * torch.randn(300, 6)
+    tokenizer.fit_scale(x)
+    random_loss = tokenizer.eval()(x).losses["commitment"]
+    tokenizer.start_codebooks(x, seed=0)
+    assert tokenizer(x).losses["commitment"] < 0.05 * random_loss
+    tokenizer.start_codebooks(x[:3], seed=0)  # fewer rows than codewords
+    assert torch.isfinite(tokenizer.codebooks).all()
+
+
+def test_dead_codewords_move_onto_entities():
+    tokenizer = small(size=32)
+    with torch.no_grad():
+        tokenizer.codebooks[:, 5:] += 1000  # nobody is near them
+    x = torch.randn(100, 6)
+    codes = tokenizer.encode_all(x)
+    use = torch.stack([column.bincount(minlength=32) for column in codes.T])
+    assert tokenizer.revive_dead_codewords(x, use) == int((use == 0).sum())
+    again = torch.stack([column.bincount(minlength=32) for column in tokenizer.encode_all(x).T])
+    assert (again > 0).float().mean() > 0.8
+
+
+def test_training_explains_most_of_clustered_data():
+    torch.manual_seed(0)
+    centres = torch.randn(12, 8)
+    x = centres[torch.randint(0, 12, (400,))] + 0.05 * torch.randn(400, 8)
+    tokenizer = MQTokenizer(8, 2, 16, codeword_dim=8, hidden_size=32, masking_ratio=0.1)
+    tokenizer.fit_scale(x)
+    tokenizer.start_codebooks(x, seed=0)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        tokenizer.loss(tokenizer(x)).backward()
+        optimizer.step()
+    assert tokenizer.explained_variance(x, tokenizer.encode_all(x)) > 0.85
