@@ -96,12 +96,11 @@ def load_checkpoint(path, map_location="cpu") -> dict:
         raise
     except Exception as error:  # torch raises many kinds; all of them mean that this file cannot be used
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or content.get("format") != FORMAT or "payload" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of recbole-tokenrec")
-    if content["version"] > VERSION:
-        raise CheckpointError(
-            f"{path}: checkpoint version {content['version']}; this release reads up to {VERSION}: upgrade it"
-        )
+    if version > VERSION:
+        raise CheckpointError(f"{path}: checkpoint version {version}; this release reads up to {VERSION}: upgrade it")
     return content["payload"]
 
 

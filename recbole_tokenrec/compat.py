@@ -6,9 +6,9 @@ RecBole's own modules, with two exceptions, both *missing* names that are given 
 numpy's old aliases (see :func:`_numpy_aliases`) and scipy's ``dok_matrix._update``.
 
 Where RecBole's code cannot be reached by replacing a short function, the *name* it reads is replaced in that one
-module instead (``torch`` by an overlay that differs in ``load`` alone, ``pandas`` by one that differs in
-``read_csv``). So no long function of RecBole's is copied here to go stale, and nobody else's ``torch.load`` or
-``pandas.read_csv`` changes.
+module instead: ``torch`` by an overlay that differs in ``load`` alone, ``pandas`` in ``read_csv``, and for the tuner
+``numpy`` in ``RandomState``. So no long function of RecBole's is copied here to go stale, and nobody else's
+``torch.load`` or ``pandas.read_csv`` changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
 import io
 import sys
 import types
@@ -121,8 +120,6 @@ def _ray() -> bool:
 
 def _imports(name: str) -> bool:
     """Whether a module can be imported; a broken one prints and warns nothing."""
-    if importlib.util.find_spec(name.partition(".")[0]) is None:
-        return False
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -208,6 +205,17 @@ def _element_lengths() -> bool:
     return True
 
 
+def _hyperopt() -> bool:
+    """Give RecBole's exhaustive search a generator that hyperopt >= 0.2.6 can draw from, and older ones too."""
+
+    class RandomState(np.random.RandomState):
+        integers = np.random.RandomState.randint
+
+    hyper_tuning = importlib.import_module("recbole.trainer.hyper_tuning")
+    hyper_tuning.np = Overlay(np, random=Overlay(np.random, RandomState=RandomState))
+    return True
+
+
 def _quiet() -> bool:
     """Silence warnings that RecBole's own lines earn on every run and its users can do nothing about."""
     for message, category, module in _NOISE:
@@ -220,6 +228,7 @@ _NOISE = (
     # What these fills no longer do in pandas 3 is done by two patches above.
     (r"A value is being set on a copy of a DataFrame", pd.errors.ChainedAssignmentError, r"recbole\.data\.dataset"),
     (r"A value is trying to be set on a copy of a DataFrame", FutureWarning, r"recbole\.data\.dataset"),
+    (r"using <built-in function len> in Series\.agg", FutureWarning, r"recbole\.data\.dataset"),
     # RecBole indexes and pads these arrays into new tensors, it does not write to them.
     (r"The given NumPy array is not writable", UserWarning, r"recbole\.data\.dataset"),
     (r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated", FutureWarning, r"recbole\.trainer\.trainer"),
@@ -235,6 +244,7 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("blanks in *_seq columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_on_read),
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
+    ("hyperopt", "exhaustive search asks hyperopt for what 0.2.6 removed", _ISSUES + "1868", _hyperopt),
     ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
 )
 _records: list[Patch] = []

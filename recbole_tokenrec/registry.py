@@ -74,6 +74,7 @@ def available_models() -> list[str]:
 
 
 def available_presets() -> list[str]:
+    """Names that the key ``preset`` takes: the files of ``properties/preset``."""
     return sorted(file.stem for file in (properties_dir() / "preset").glob("*.yaml"))
 
 
@@ -115,7 +116,7 @@ def run_recboles(rank, *args):
 def _refuse_to_shadow() -> None:
     for name in MODELS:
         packages = [file.parent.name for file in (_RECBOLE / "model").glob(f"*/{name.lower()}.py")]
-        if packages or hasattr(recbole.trainer, name + "Trainer"):
+        if packages or f"{name}Trainer" in vars(recbole.trainer):
             raise ConfigError(
                 f"RecBole {recbole.__version__} has a {name} of its own, in {(packages or ['trainer'])[0]}; "
                 "this release of recbole-tokenrec cannot run beside it"

@@ -170,5 +170,5 @@ def _model_class(module: str, name: str):
             importlib.import_module(module)
         except ImportError:
             return None
-    found = getattr(sys.modules.get(module), name, None)
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     return found if isinstance(found, type) and issubclass(found, AbstractRecommender) else None
