@@ -1,0 +1,187 @@
+"""GenerativeRecommender: what P5, CID, POD and CoLLM have in common as RecBole models.
+
+A model turns users into prompts and knows how to embed them; the rest is here: the backbone with its item IDs, the
+loss of a target's tokens, beam search as ``full_sort_predict`` and the ID's log-probability as ``predict``.
+
+RecBole's plain train loader gives (user, item) pairs; each pair becomes prompts about the user's items before that
+item (:mod:`.samples`). Prompts of evaluation list training items only, at test too, as RecBole's general models.
+"""
+
+from __future__ import annotations
+
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch.nn import functional as F
+
+from recbole_tokenrec.errors import CheckpointError, DataError
+from recbole_tokenrec.generative.indexing import INDEXINGS, ItemIndex, build_index
+from recbole_tokenrec.generative.options import (
+    Rule,
+    check_keys,
+    choice,
+    empty_or,
+    number,
+    positive,
+    share,
+    text,
+    whole,
+)
+from recbole_tokenrec.generative.samples import TrainingSamples
+from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
+from recbole_tokenrec.generative.trie import Trie
+from recbole_tokenrec.generative.words import PromptBatch, WordEncoder
+from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
+
+RULES: dict[str, Rule] = {
+    "llm_backbone": text(),
+    "llm_dropout": empty_or(share()),
+    "item_indexing": choice(*INDEXINGS),
+    "cid_clusters": whole(2),
+    "cid_cluster_size": whole(3),
+    "max_history": whole(1),
+    "num_beams": empty_or(whole(1)),
+    "eval_users": whole(1),
+    "learning_rate": positive(),
+    "weight_decay": number(0),
+    "warmup_ratio": share(),
+}
+
+
+class GenerativeRecommender(GeneralRecommender):
+    """Args:
+        texts: every text of the model's prompts besides IDs.
+        rules: of the model's own keys, checked with the common ones.
+
+    Attributes:
+        item_names: (n_items,) the IDs as text.
+        targets: (n_items, L) token ids of each ID and EOS, -100 beyond.
+        trie: of all IDs.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config, dataset, texts: list[str], rules: dict[str, Rule]):
+        super().__init__(config, dataset)
+        check_keys(config, {**RULES, **rules})
+        self.max_history, self.eval_users = config["max_history"], config["eval_users"]
+        self.num_beams = beams_needed(config)
+        self.histories = Histories.from_dataset(dataset)
+        if self.n_items < 3 or len(self.histories.items) == 0:
+            raise DataError(
+                f"dataset '{config['dataset']}': {self.n_items - 1} items and {len(self.histories.items)} training "
+                "interactions are too few to train on"
+            )
+        self.samples = TrainingSamples(self.histories, self.n_items)
+        self._build_backbone(config, texts)
+        self.words = WordEncoder(self.tokenizer)
+        sequences = [[*self.words.tokens(name), self.words.eos_id] if name else [] for name in self.item_names]
+        width = max(map(len, sequences))
+        padded = [sequence + [-100] * (width - len(sequence)) for sequence in sequences]
+        self.targets = torch.tensor(padded, device=self.device)  # no buffer: the names determine it
+        rows = self.backbone.get_input_embeddings().weight.shape[0]
+        self.trie = Trie(sequences, rows, self.device)
+
+    def _build_backbone(self, config, texts: list[str]) -> None:
+        saved = config["llm_backbone_state"]  # of a checkpoint: neither weights nor IDs need to be made again
+        if saved:
+            backbone = rebuild_backbone(saved, with_head=True)
+            index = ItemIndex(saved["item_names"], saved["item_tokens"])
+            if len(index.names) != self.n_items:
+                raise CheckpointError(
+                    f"the checkpoint has IDs of {len(index.names)} items, the data set {self.n_items}: it is of other data"
+                )
+        else:
+            backbone = load_backbone(config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"])
+            index = build_index(config["item_indexing"], self.histories, self.n_items, config)
+        state = backbone_state(backbone)
+        self.backbone_state = {**state, "item_names": index.names, "item_tokens": index.tokens}
+        if index.tokens:
+            ids = add_id_tokens(backbone, index.tokens)
+            with torch.no_grad():  # transformers starts new rows far closer to 0 than the known words
+                table = backbone.model.get_input_embeddings().weight
+                table[ids] = torch.randn(len(ids), table.shape[1]) * table[: int(ids.min())].std()
+        self.item_names = index.names
+        self.user_names = [f"user_{user}" for user in range(self.n_users)]
+        self.backbone, self.tokenizer, self.backbone_origin = backbone.model, backbone.tokenizer, backbone.origin
+
+    # ---- what a model adds ------------------------------------------------------------------------------------
+
+    def evaluation_prompt(self, user: int) -> tuple[list[int], list[int]]:
+        """Token ids and marks of the prompt that ``user`` gets at evaluation."""
+        raise NotImplementedError
+
+    def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder inputs (B, T', width) and their mask (B, T')."""
+        raise NotImplementedError
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def enter_last_stage(self) -> None:
+        """Called before the stage that is validated and whose best epoch is kept."""
+
+    def prepare(self, train_data, valid_data) -> list:
+        """Stages to run before the last one, each a pair (what to call at its start, its epochs)."""
+        return []
+
+    def collate(self, prompts) -> PromptBatch:
+        return self.words.collate(prompts, self.device)
+
+    def target_loss(self, batch: PromptBatch, items: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the items' (B,) ID tokens: mean over tokens, then over samples."""
+        return -self._log_likelihood(*self.encode(batch), items, mean=True).mean()
+
+    def encode(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's output (B, T, width) and its mask (B, T)."""
+        inputs, mask = self.embed(batch)
+        return self.backbone.get_encoder()(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
+
+    def _log_likelihood(self, hidden, mask, items, mean: bool) -> torch.Tensor:
+        """(B,) log-probability of each item's ID; a token's, on average, if ``mean``."""
+        labels = self.targets[items]
+        labels = labels[:, : int((labels >= 0).sum(dim=1).max())]  # (B, L)
+        logits = self.backbone(encoder_outputs=(hidden,), attention_mask=mask, labels=labels).logits  # (B, L, vocab)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
+        total = -losses.sum(dim=1)
+        return total / (labels >= 0).sum(dim=1) if mean else total
+
+    def nothing(self) -> torch.Tensor:
+        """Zero with a gradient, for a batch that holds no sample."""
+        return self.backbone.get_input_embeddings().weight.sum() * 0.0
+
+    # ---- scoring ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, interaction) -> torch.Tensor:
+        """Log-probabilities (B,) of the items' IDs, given the users' evaluation prompts."""
+        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        scores = []
+        for rows in torch.arange(len(users), device=users.device).split(4 * self.eval_users):
+            batch = self.collate([self.evaluation_prompt(user) for user in users[rows].tolist()])
+            scores.append(self._log_likelihood(*self.encode(batch), items[rows], mean=False))
+        return torch.cat(scores)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction) -> torch.Tensor:
+        """Beam-search scores of all items for each user, flat: (B * n_items,); -inf for what was not generated."""
+        users = interaction[self.USER_ID].tolist()
+        prompts = [self.evaluation_prompt(user) for user in users]
+        scores = torch.empty(len(users), self.n_items, device=self.device)
+        order = sorted(range(len(users)), key=lambda row: len(prompts[row][0]))  # alike lengths: little padding
+        for at in range(0, len(order), self.eval_users):
+            rows = order[at : at + self.eval_users]
+            hidden, mask = self.encode(self.collate([prompts[row] for row in rows]))
+            closed = self._closed([users[row] for row in rows])
+            beams = beam_search(
+                self.backbone, hidden, mask, self.trie, self.num_beams, closed, constrained=self.constrained
+            )
+            scores[rows] = score_matrix(beams, self.n_items)
+        return scores.view(-1)
+
+    constrained = True  # POD may switch it off
+
+    def _closed(self, users: list[int]) -> torch.Tensor:
+        items = [torch.tensor(self.samples.latest(user, self.n_items), dtype=torch.long) for user in users]
+        rows = torch.repeat_interleave(torch.arange(len(users)), torch.tensor([len(part) for part in items]))
+        return self.trie.closed(rows.to(self.device), torch.cat(items).to(self.device), len(users))

@@ -1,0 +1,87 @@
+"""RecBole's Trainer with what P5's training needs besides: a learning-rate schedule, AdamW that spares biases and
+norms from decay, stages, and checkpoints that carry the backbone and the item IDs."""
+
+from __future__ import annotations
+
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import set_color
+
+from recbole_tokenrec.checkpoints import plain_config, save_checkpoint
+from recbole_tokenrec.training.loaders import derived_seed
+
+
+class GenerativeTrainer(Trainer):
+    """``warmup_ratio`` of the steps the rate rises linearly to ``learning_rate``, then falls linearly to 0.
+
+    The rate is a function of the step's number alone, and torch is seeded anew in each epoch, so that a resumed run
+    goes on with the rates and templates of an uninterrupted one.
+    """
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """The model's earlier stages without validation, then the last one with it. As RecBole's otherwise."""
+        last = self.epochs
+        for enter, epochs in self.model.prepare(train_data, valid_data) if self.start_epoch == 0 else []:
+            enter()
+            self.epochs = epochs
+            self._begin(len(train_data))
+            super().fit(train_data, None, verbose, False, show_progress)
+        self.epochs = last
+        self.model.enter_last_stage()
+        state = self.optimizer.state_dict() if self.start_epoch else None
+        self._begin(len(train_data))
+        if state:
+            self.optimizer.load_state_dict(state)
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    def _begin(self, steps_per_epoch: int) -> None:
+        """A new optimizer over what is to be trained, and the schedule from its first step on."""
+        self._steps, self._total = 0, max(self.epochs * steps_per_epoch, 1)
+        self.optimizer = self._build_optimizer()
+        self.optimizer.register_step_post_hook(lambda *_: self._set_rate(self._steps + 1))
+
+    def _build_optimizer(self, **kwargs):
+        """AdamW with eps 1e-6 (the reference's); no decay on vectors, i.e. biases and norms."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, eps=1e-6)
+
+    def _set_rate(self, step: int) -> None:
+        self._steps = step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate(step, self._total, self.config["warmup_ratio"])
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        torch.manual_seed(derived_seed(self.config["seed"], "generative", self._total, epoch_idx))
+        self._set_rate(epoch_idx * len(train_data))
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        config = plain_config(self.config)
+        config["config_dict"]["llm_backbone_state"] = self.model.backbone_state
+        save_checkpoint(
+            path,
+            {
+                "config": config,
+                "epoch": epoch,
+                "cur_step": self.cur_step,
+                "best_valid_score": self.best_valid_score,
+                "state_dict": self.model.state_dict(),
+                "other_parameter": self.model.other_parameter(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+
+def rate(step: int, total: int, warmup_ratio: float) -> float:
+    """The share of the peak rate at ``step`` of ``total``; the first step is above 0, the last one too."""
+    warmup = int(warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(total - step, 1) / max(total - warmup, 1)
