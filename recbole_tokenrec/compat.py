@@ -28,6 +28,7 @@ import torch
 from scipy.sparse import dok_matrix
 
 _ISSUES = "https://github.com/RUCAIBox/RecBole/issues/"
+_ANOMALY_MODE = torch.is_anomaly_enabled()  # before any module of RecBole's is imported
 _PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 
 # Modules of RecBole that call torch.load through a global ``torch``. quick_start.py imports torch inside
@@ -216,6 +217,18 @@ def _hyperopt() -> bool:
     return True
 
 
+def _anomaly_mode() -> bool:
+    """Import SINE, whose module switches autograd's anomaly mode on for the whole process, and put it back.
+
+    In that mode every gradient is searched for NaN: a training step of ours takes half as long again. RecBole imports
+    SINE with any sequential model; we do, since S3Rec's loading is patched.
+    """
+    importlib.import_module("recbole.model.sequential_recommender.sine")
+    changed = torch.is_anomaly_enabled() != _ANOMALY_MODE
+    torch.autograd.set_detect_anomaly(_ANOMALY_MODE)
+    return changed
+
+
 def _quiet() -> bool:
     """Silence warnings that RecBole's own lines earn on every run and its users can do nothing about."""
     for message, category, module in _NOISE:
@@ -237,6 +250,8 @@ _NOISE = (
     (r"Creating a tensor from a list of numpy\.ndarrays", UserWarning, r"recbole\.model"),
 )
 _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
+    # First, since later ones import the package that imports SINE.
+    ("anomaly mode", "importing RecBole's SINE turns it on for every model, which slows them all", "", _anomaly_mode),
     ("numpy aliases", "np.float and others are gone; Config dies of np.float_", _ISSUES + "2215", _numpy_aliases),
     ("ray", "recbole.quick_start imports ray.tune, which does not import", _ISSUES + "2162", _ray),
     ("dok_matrix._update", "LightGCN and others call what scipy 1.13 removed", _ISSUES + "2034", _dok_update),

@@ -5,6 +5,8 @@ CSR format is built in a fraction of the time and multiplied several times faste
 gradient of ``A @ x`` is ``A @ grad``: autograd would build the transpose instead.
 """
 
+import warnings
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -33,13 +35,15 @@ def to_torch_csr(matrix: sp.spmatrix) -> torch.Tensor:
     """A scipy matrix as a torch CSR tensor (int64 indices, the values' own type)."""
     matrix = sp.csr_matrix(matrix)
     matrix.sort_indices()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(np.int64)),
-        torch.from_numpy(matrix.indices.astype(np.int64)),
-        torch.from_numpy(matrix.data),
-        size=matrix.shape,
-        check_invariants=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data),
+            size=matrix.shape,
+            check_invariants=False,
+        )
 
 
 class _SymmetricProduct(torch.autograd.Function):

@@ -136,7 +136,6 @@ OPTIONS: dict[str, Option] = {
     "llm_clip_grad_norm": _float("Largest gradient norm; 0 clips nothing."),
     "llm_eval_step": _int("Epochs between two validations.", 1),
     "llm_stopping_step": _int("Validations without a gain before the stage stops.", 1),
-    "llm_precision": _choice("Arithmetic of the backbone: fp32, or bf16 autocast.", "fp32", "bf16"),
     "llm_compile": Option(bool, "torch.compile the backbone (pays on GPUs and long runs)."),
     **_stage("LLM4Rec stage", "llm"),
     # prompts, Section 2.4.1
@@ -151,6 +150,13 @@ OPTIONS: dict[str, Option] = {
         "What the test prompt lists: the training part only (as RecBole's general models), or the validation item too.",
         "train",
         "train_valid",
+    ),
+    "precision": _choice(
+        "Arithmetic of matrix products in training: fp32, bf16 (autocast), or auto, which is bf16 where the device is "
+        "built for it. Evaluation and codes are always fp32.",
+        "auto",
+        "fp32",
+        "bf16",
     ),
     "memory_budget_gb": _float("Memory that score matrices of evaluation and retrieval may take.", open_low=True),
     "stage_cache": Option(bool, "Keep the collaborative and tokenizer stages under checkpoint_dir/stage_cache."),

@@ -8,7 +8,7 @@ from recbole_tokenrec.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """``kind`` is the value's type (an int is a float too, a bool is neither); ``holds`` says yes to what is allowed."""
+    """``kind`` is the value's type (an int is a float too, a bool is neither); ``holds`` is true of what is allowed."""
 
     kind: type
     holds: Callable

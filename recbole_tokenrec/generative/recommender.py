@@ -90,7 +90,7 @@ class GenerativeRecommender(GeneralRecommender):
             index = ItemIndex(saved["item_names"], saved["item_tokens"])
             if len(index.names) != self.n_items:
                 raise CheckpointError(
-                    f"the checkpoint has IDs of {len(index.names)} items, the data set {self.n_items}: it is of other data"
+                    f"the checkpoint has IDs of {len(index.names)} items, the data set {self.n_items}"
                 )
         else:
             backbone = load_backbone(config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"])

@@ -1,4 +1,4 @@
-"""LightGCN trained for cosine retrieval: TokenRec's collaborative stage under ``cf_loss: softmax_cosine``, and a baseline.
+"""LightGCN trained for cosine retrieval: the collaborative stage under ``cf_loss: softmax_cosine``, and a baseline.
 
 TokenRec retrieves by cosine among all items, BPR shapes dot products against one sampled item. This model keeps
 LightGCN's propagation (mean of layers, symmetric normalisation) and trains the cosine itself, by the cross-entropy
@@ -66,6 +66,8 @@ class LightGCNSoftmax(GeneralRecommender):
         self.recency, self.target_recency = config["recency"], config["target_recency"]
         if not config["user_table"] and self.n_layers < 1:
             raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")
+        precision = config["precision"] or "auto"
+        self.low_precision = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
         self.histories = Histories.from_dataset(dataset)
         self._build_graph()
         self.item_embedding = nn.Embedding(self.n_items, self.dim)
@@ -143,7 +145,7 @@ class LightGCNSoftmax(GeneralRecommender):
             items,
             self.temperature,
             weights,
-            low_precision=fast_bf16(item_vectors.device),
+            low_precision=self.low_precision,
         )
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:

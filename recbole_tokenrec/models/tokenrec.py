@@ -103,11 +103,20 @@ class TokenRec(GeneralRecommender):
 
     # ---- training ---------------------------------------------------------------------------------------------
 
+    @property
+    def low_precision(self) -> bool:
+        precision = self.settings.precision
+        return precision == "bf16" or (precision == "auto" and fast_bf16(self.item_vectors.device))
+
     def calculate_loss(self, interaction) -> torch.Tensor:
         """Loss of the current stage; each stage's loader yields the fields that its loss reads."""
         self._encoded_users = None
         if self.stage == COLLABORATIVE:
             return self.collaborative.calculate_loss(interaction)
+        with torch.autocast(self.item_vectors.device.type, torch.bfloat16, enabled=self.low_precision):
+            return self._stage_loss(interaction)
+
+    def _stage_loss(self, interaction) -> torch.Tensor:
         if self.stage in (USER_TOKENIZER, ITEM_TOKENIZER):
             tokenizer = self.user_tokenizer if self.stage == USER_TOKENIZER else self.item_tokenizer
             return tokenizer.loss(tokenizer(interaction[VECTORS]))
@@ -138,7 +147,7 @@ class TokenRec(GeneralRecommender):
             masked=visible,
             teacher=self._teacher(users, visible) if settings.llm_distill else None,
             teacher_weight=settings.llm_distill,
-            low_precision=fast_bf16(z.device),
+            low_precision=self.low_precision,
         )
 
     @torch.no_grad()
@@ -192,8 +201,7 @@ class TokenRec(GeneralRecommender):
         items = None if history is None or not self.settings.prompt_history else self.item_codes[history]
         prompt = self.prompts.build(template, user_codes, items, number)
         base = F.normalize(self.user_tokenizer.decode(user_codes), dim=-1) if self.settings.llm_residual else None
-        with torch.autocast(user_codes.device.type, torch.bfloat16, enabled=self.settings.llm_precision == "bf16"):
-            return self.llm(prompt, base)
+        return self.llm(prompt, base)
 
     @torch.no_grad()
     def encode_users(self, users: torch.Tensor) -> torch.Tensor:

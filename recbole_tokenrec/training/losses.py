@@ -52,8 +52,8 @@ def softmax_cosine_loss(
     """
     weights = torch.ones_like(rows, dtype=torch.float) if weights is None else weights
     return _SoftmaxCrossEntropy.apply(
-        F.normalize(user_vectors, dim=-1) / temperature,
-        F.normalize(item_vectors, dim=-1),
+        F.normalize(user_vectors.float(), dim=-1) / temperature,
+        F.normalize(item_vectors.float(), dim=-1),
         rows,
         items,
         weights / weights.sum(),
@@ -72,6 +72,8 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def forward(ctx, users, item_vectors, rows, items, weights, masked, teacher, teacher_weight, low_precision):
         left, right = (users.bfloat16(), item_vectors.bfloat16()) if low_precision else (users, item_vectors)
         scores = (left @ right.T).float()  # (B, n_items)
