@@ -1,5 +1,6 @@
 """Each patch of ``compat`` is needed (RecBole fails without it) and works; nothing else changes."""
 
+import importlib
 import subprocess
 import sys
 import warnings
@@ -152,7 +153,7 @@ def test_dok_update(toy_data, monkeypatch):
     data, _, _ = data_preparation(config, create_dataset(config))
     adjacency = LightGCN(config, data.dataset).norm_adj_matrix
     assert adjacency._nnz() == 2 * data.dataset.inter_num
-    if compat.apply()[2].applied:
+    if any(patch.applied for patch in compat.apply() if patch.name == "dok_matrix._update"):
         monkeypatch.delattr(dok_matrix, "_update")
         with pytest.raises(AttributeError, match="_update"):
             LightGCN(config, data.dataset)
@@ -169,6 +170,20 @@ def test_recbole_loads_its_checkpoints_and_torch_is_unchanged(toy_data, monkeypa
         monkeypatch.setattr(trainer_module, "torch", torch)
         with pytest.raises(Exception, match="[Ww]eights"):
             trainer.evaluate(valid, load_best_model=True)
+
+
+def test_sine_does_not_switch_anomaly_mode_on(monkeypatch):
+    assert not torch.is_anomaly_enabled()  # although it is imported
+    sine = "recbole.model.sequential_recommender.sine"
+    try:
+        monkeypatch.delitem(sys.modules, sine)
+        importlib.import_module(sine)
+        assert torch.is_anomaly_enabled()
+        torch.autograd.set_detect_anomaly(False)
+        monkeypatch.delitem(sys.modules, sine)
+        assert compat._anomaly_mode() and not torch.is_anomaly_enabled()
+    finally:
+        torch.autograd.set_detect_anomaly(False)
 
 
 def test_an_overlay_is_the_module_but_for_its_names():
