@@ -1,0 +1,188 @@
+"""P5 and CID: samples, loss, scores, checkpoints, and the toy data."""
+
+import glob
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.quick_start import load_data_and_model, run_recbole
+from transformers.modeling_outputs import BaseModelOutput
+
+from recbole_tokenrec import registry
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.generative.trainer import GenerativeTrainer
+
+MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12}
+
+
+@pytest.fixture(autouse=True)
+def own_trainer(monkeypatch):
+    for name in ("P5", "CID"):
+        entry = registry.MODELS[name]._replace(trainer="recbole_tokenrec.generative.trainer:GenerativeTrainer")
+        monkeypatch.setitem(registry.MODELS, name, entry)
+
+
+@pytest.fixture
+def p5(build):
+    return lambda name="P5", **keys: build(name, **{**MINI, **keys})
+
+
+@pytest.mark.unit
+def test_prompts_hold_training_items_before_the_target(p5):
+    """Every sample of an epoch: no held-out pair, no item at or after the target."""
+    _, model, train, valid, test = p5(train_batch_size=512)
+    held_out = {
+        (int(user), int(item))
+        for loader in (valid, test)
+        for user, item in zip(loader._dataset.inter_feat["user_id"], loader._dataset.inter_feat["item_id"])
+    }
+    item_of = {name: item for item, name in enumerate(model.item_names) if name}
+    time = {}  # of each training pair
+    features = train._dataset.inter_feat
+    for user, item, stamp in zip(features["user_id"], features["item_id"], features["timestamp"]):
+        time[int(user), int(item)] = float(stamp)
+    made = 0
+    seen = []
+    model.words.whole_words = lambda words: seen.append(list(words)) or ([1], [0])
+    for batch in train:
+        prompts, targets = model.training_prompts("sequential", batch["user_id"], batch["item_id"])
+        assert len(seen) == len(prompts) == len(targets)
+        for words, target in zip(seen, targets.tolist()):
+            user = next(int(word[5:]) for word in words if word.startswith("user_"))
+            items = [item_of[word] for word in words if word.startswith("item_")]
+            assert items and (user, target) in time
+            assert all(time[user, item] < time[user, target] for item in items)
+            assert not {(user, item) for item in [*items, target]} & held_out
+            made += 1
+        seen.clear()
+    counts = model.histories.counts()
+    assert made == int(counts.sum() - (counts > 0).sum())  # each but the users' first items
+    model.evaluation_prompt(1)
+    items = {item_of[word] for word in seen[0] if word.startswith("item_")}
+    assert items == set(model.samples.latest(1, 20)) and not {(1, item) for item in items} & held_out
+
+
+@pytest.mark.unit
+def test_whole_words_are_added_to_the_tokens(p5):
+    _, model, *_ = p5()
+    batch = model.collate([model.prompt("sequential", 0, 3, [5, 6])])
+    inputs, mask = model.embed(batch)
+    table = model.backbone.get_input_embeddings().weight
+    torch.testing.assert_close(inputs, table[batch.input_ids] + model.whole_word.weight[batch.marks])
+    digits = model.words.tokens(model.item_names[5])
+    at = next(i for i in range(99) if batch.input_ids[0, i : i + len(digits)].tolist() == digits)
+    assert len(set(batch.marks[0, at : at + len(digits)].tolist())) == 1  # "item", "_" and the digits: one word
+
+
+@pytest.mark.unit
+def test_loss_is_the_mean_over_tokens_then_samples(p5):
+    _, model, *_ = p5()
+    model.eval()
+    items = torch.arange(1, 9)
+    model.targets[items[4:], 5:] = -100  # as if these IDs were shorter
+    batch = model.collate([model.evaluation_prompt(user) for user in range(1, 9)])
+    single = []
+    hidden, mask = model.encode(batch)
+    for row, item in enumerate(items.tolist()):
+        labels = model.targets[item][model.targets[item] >= 0].unsqueeze(0)
+        output = BaseModelOutput(last_hidden_state=hidden[row : row + 1])
+        one = model.backbone(encoder_outputs=output, attention_mask=mask[row : row + 1], labels=labels)
+        single.append(one.loss)
+    torch.testing.assert_close(model.target_loss(batch, items), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
+    pairs = Interaction({"user_id": torch.arange(1, 9), "item_id": items})
+    number = (model.targets[items] >= 0).sum(dim=1)
+    torch.testing.assert_close(model.predict(pairs), -torch.stack(single).detach() * number, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.unit
+def test_scores_are_finite_for_unseen_items_only(p5):
+    _, model, *_ = p5(topk=[5, 10], eval_users=5)
+    model.eval()
+    users = torch.tensor([7, 1, 30, 2, 9, 7])
+    scores = model.full_sort_predict(Interaction({"user_id": users})).view(len(users), model.n_items)
+    assert scores.isfinite().sum(dim=1).tolist() == [11] * 6
+    for row, user in zip(scores, users.tolist()):
+        assert not row[[0, *model.samples.latest(user, 99)]].isfinite().any()
+    torch.testing.assert_close(scores[0], scores[5])
+    # a beam's score is the log-probability of the ID, but for the words that all IDs begin with
+    best = scores.argmax(dim=1)
+    exact = model.predict(Interaction({"user_id": users, "item_id": best}))
+    assert (scores.max(dim=1).values >= exact - 1e-4).all()
+
+
+@pytest.mark.unit
+def test_user_without_history_is_asked_straightforwardly(p5):
+    _, model, *_ = p5()
+    words = model.tokenizer.decode(model.evaluation_prompt(0)[0])  # the padding user took nothing
+    assert "recommended" in words
+    assert "in this order" in model.tokenizer.decode(model.evaluation_prompt(1)[0])
+    _, unseen, *_ = p5(prompt="unseen")
+    assert "Having finished" in unseen.tokenizer.decode(unseen.evaluation_prompt(1)[0])
+
+
+@pytest.mark.unit
+def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
+    config, model, train, *_ = p5("CID", epochs=2, weight_decay=0.3, train_batch_size=128)
+    trainer = GenerativeTrainer(config, model)
+    rates = []
+    trainer._check_nan = lambda loss: rates.append(trainer.optimizer.param_groups[0]["lr"])
+    trainer.fit(train, None, verbose=False, saved=False)
+    assert len(rates) == 2 * len(train) and max(rates) == 1e-3
+    assert rates[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
+    decayed, spared = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
+    assert all(p.dim() == 1 for p in spared["params"]) and spared["params"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("item_indexing", "xid"),
+        ("tasks", []),
+        ("tasks", ["sequential", "explain"]),
+        ("tasks", "sequential"),
+        ("max_history", 0),
+        ("num_beams", 0),
+        ("prompts_per_sample", 1.5),
+        ("prompt", "hidden"),
+        ("warmup_ratio", 1.0),
+        ("llm_dropout", -0.1),
+        ("eval_users", True),
+    ],
+)
+def test_wrong_keys_are_named(p5, key, value):
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        p5(**{key: value})
+
+
+@pytest.mark.unit
+def test_cid_is_cid(p5):
+    _, model, *_ = p5("CID")
+    assert model.tasks == ["sequential"] and all("<CI" in name for name in model.item_names[1:])
+    with pytest.raises(ConfigError, match="item_indexing"):
+        p5("CID", item_indexing="sid")
+    with pytest.raises(ConfigError, match="cid_clusters"):
+        p5("CID", cid_clusters=12)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("indexing", ["sid", "cid"])
+def test_checkpoint_gives_the_same_scores(toy_data, indexing):
+    keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "epochs": 1}
+    keys.update(MINI, use_gpu=False, show_progress=False, state="ERROR", train_batch_size=336, eval_step=1)
+    result = run_recbole(model="P5", dataset="toy", config_dict={**keys, "item_indexing": indexing, "topk": [5, 20]})
+    (file,) = glob.glob("saved/*.pth")
+    config, model, _, train, _, test = load_data_and_model(file)
+    trainer = GenerativeTrainer(config, model)
+    trainer.eval_collector.data_collect(train)
+    assert dict(trainer.evaluate(test, load_best_model=False)) == dict(result["test_result"])
+    trainer.resume_checkpoint(file)
+    assert trainer.start_epoch == 1
+
+
+@pytest.mark.recipe
+def test_cid_learns_the_toy_data(learn_toy):
+    keys = {"epochs": 4, "eval_step": 4, "train_batch_size": 32, "learning_rate": 3e-3, "llm_dropout": 0.0}
+    result = learn_toy("CID", **MINI, **keys)
+    assert result["hit@5"] > 0.9  # by popularity: about one in eight
