@@ -25,7 +25,7 @@ from recbole.utils.argument_list import (
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.paths import properties_dir
-from recbole_tokenrec.registry import MODELS
+from recbole_tokenrec.registry import MODELS, known_models
 from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
 
 # RecBole reads these, but no YAML of its own names them.
@@ -81,14 +81,6 @@ def _table_defaults(model: str, dataset: str) -> dict:
         if getattr(model_class, "input_type", None) is None and keys.get("loss_type", "CE") == "CE":
             keys["train_neg_sample_args"] = None
     return keys
-
-
-def known_models() -> list[str]:
-    """Names of our models and of RecBole's."""
-    names = set(MODELS)
-    for file in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml"):
-        names.add(file.stem)
-    return sorted(names)
 
 
 def merged(files) -> dict:

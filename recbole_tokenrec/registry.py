@@ -54,7 +54,11 @@ MODELS: dict[str, ModelEntry] = {
         trainer="recbole_tokenrec.training.trainer:TokenRecTrainer",
         presets=True,
     ),
-    "LightGCNSoftmax": ModelEntry("recbole_tokenrec.models.lightgcn_softmax", "model/LightGCNSoftmax.yaml"),
+    "LightGCNSoftmax": ModelEntry(
+        "recbole_tokenrec.models.lightgcn_softmax",
+        "model/LightGCNSoftmax.yaml",
+        trainer="recbole_tokenrec.training.user_major:LightGCNSoftmaxTrainer",
+    ),
     "GTN": ModelEntry("recbole_tokenrec.models.gtn", "model/GTN.yaml"),
     "LTGNN": ModelEntry("recbole_tokenrec.models.ltgnn", "model/LTGNN.yaml"),
     "P5": ModelEntry("recbole_tokenrec.models.p5", "model/P5.yaml"),

@@ -16,7 +16,7 @@ from recbole_tokenrec.errors import ConfigError
 
 
 class Option(NamedTuple):
-    """One key. ``kind`` is int, float, bool, str, list or dict; numbers lie in [low, high]; strings among ``choices``."""
+    """One key: its type, its range [low, high] or its ``choices``, and what it is for."""
 
     kind: type
     doc: str
@@ -34,7 +34,8 @@ class Option(NamedTuple):
             high = "inf)" if self.high == math.inf else f"{self.high:g}]"
             text = f"{self.kind.__name__} in {bracket}{self.low:g}, {high}"
         else:
-            text = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}.get(self.kind, self.kind.__name__)
+            names = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}
+            text = names.get(self.kind, self.kind.__name__)
         return text + (" or empty" if self.optional else "")
 
 
@@ -183,13 +184,13 @@ def read_settings(config) -> Settings:
     inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
     if settings.llm_user_tokens == "visible" and not inductive:
         raise ConfigError(
-            "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: false; set llm_user_tokens: all"
+            "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: false; or set 'all'"
         )
     if settings.llm_batching == "interactions" and settings.llm_user_tokens == "visible":
         raise ConfigError("llm_user_tokens: 'visible' needs llm_batching: users; it is 'interactions'")
     if settings.cf_loss == "softmax_cosine" and settings.cf_model != "LightGCN":
         raise ConfigError(
-            f"cf_model: '{settings.cf_model}' trains by its own loss, cf_loss: own; cf_loss: softmax_cosine needs LightGCN"
+            f"cf_model: '{settings.cf_model}' has a loss of its own; set cf_loss: own (softmax_cosine needs LightGCN)"
         )
     if settings.cf_loss == "softmax_cosine" and settings.cf_n_layers == 0 and not settings.cf_user_table:
         raise ConfigError("cf_n_layers: 0 leaves users without a representation; set cf_user_table: true")

@@ -59,13 +59,12 @@ class LightGCNSoftmax(GeneralRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        _check(config)
         self.dim = config["embedding_size"]
         self.n_layers = config["n_layers"]
         self.temperature = config["temperature"]
         self.target_weight = config["target_weight"]
         self.recency, self.target_recency = config["recency"], config["target_recency"]
-        if not config["user_table"] and self.n_layers < 1:
-            raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")
         precision = config["precision"] or "auto"
         self.low_precision = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
         self.histories = Histories.from_dataset(dataset)
@@ -163,3 +162,20 @@ class LightGCNSoftmax(GeneralRecommender):
         """Cosine with all items, flat: (B * n_items,)."""
         users, items = self._vectors()
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
+
+
+def _check(config) -> None:
+    """Raise a ConfigError for the first key that is out of range."""
+    rules = {
+        "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
+        "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
+        "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
+        "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
+        "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
+        "target_recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
+    }
+    for key, (holds, allowed) in rules.items():
+        if isinstance(config[key], bool) or not holds(config[key]):
+            raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {allowed}")
+    if config["n_layers"] == 0 and not config["user_table"]:
+        raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")

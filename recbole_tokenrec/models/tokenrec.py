@@ -196,7 +196,7 @@ class TokenRec(GeneralRecommender):
         Args:
             user_codes: (B, K).
             template: index of the prompt's template.
-            history: (B, M) item ids, of which the first ``number`` (B,) of each row count; ignored if prompts have none.
+            history: (B, M) item ids, of which the first ``number`` (B,) of each row count.
         """
         items = None if history is None or not self.settings.prompt_history else self.item_codes[history]
         prompt = self.prompts.build(template, user_codes, items, number)
@@ -216,7 +216,8 @@ class TokenRec(GeneralRecommender):
             longest = int(count[order[start]])
             rows = order[start : start + self._users_per_batch(longest)]
             history, number = self.evaluation_histories.latest(users[rows].cpu(), limit)
-            z[rows] = self.encode(self.user_codes[users[rows]], template, history.to(users.device), number.to(users.device))
+            history, number = history.to(users.device), number.to(users.device)
+            z[rows] = self.encode(self.user_codes[users[rows]], template, history, number)
             start += len(rows)
         return z
 

@@ -57,7 +57,7 @@ class PairsByUser:
 
 
 class Rows:
-    """Rows of a matrix in random order: ``{vectors: (B, d)}``. The stage may put new ``vectors`` (n, d) before an epoch."""
+    """Rows of a matrix in random order: ``{vectors: (B, d)}``. A stage may change ``vectors`` (n, d) between epochs."""
 
     def __init__(self, vectors: torch.Tensor, batch_size: int):
         self.vectors = vectors

@@ -72,7 +72,7 @@ class TokenRecTrainer(Trainer):
         epochs, steps = stage.epochs(), stage.steps_per_epoch()
         self.optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate"))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _rate(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
+            self.optimizer, lambda step: learning_rate_at(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
         )
         best = {"score": -math.inf if self.valid_metric_bigger else math.inf, "epoch": -1, "state": None, "valid": None}
         waited, shown = 0, {}
@@ -267,7 +267,7 @@ class TokenRecTrainer(Trainer):
             self.logger.info(text)
 
 
-def _rate(step: int, total: int, warmup_ratio: float, decay: str) -> float:
+def learning_rate_at(step: int, total: int, warmup_ratio: float, decay: str) -> float:
     """Learning rate as a share of its peak: linear warm-up, then constant, linear or cosine decay to 1 %."""
     warmup = warmup_ratio * total
     if step < warmup:

@@ -14,7 +14,7 @@ from recbole_tokenrec.llm.backbone import (
     scratch_presets,
     word_level_tokenizer,
 )
-from recbole_tokenrec.llm.llm4rec import LLM4Rec
+from recbole_tokenrec.llm.llm4rec import LLM4Rec, token_directions
 from recbole_tokenrec.llm.prompts import PromptBatch, all_texts
 
 pytestmark = pytest.mark.unit
@@ -94,20 +94,29 @@ def test_state_rebuilds_the_same_backbone_without_its_source(tiny_folder):
     assert again.tokenizer(text)["input_ids"] == backbone.tokenizer(text)["input_ids"]
 
 
-def test_token_start_keeps_the_codebooks_geometry():
+def test_token_start_keeps_the_directions_geometry():
     backbone = load_backbone("t5-scratch-mini", all_texts())
     ids = add_id_tokens(backbone, [f"<u{k}-{i}>" for k in (1, 2) for i in range(8)])
     model = LLM4Rec(backbone, output_dim=5, hidden_size=16)
     words = backbone.model.get_input_embeddings().weight[: int(ids[0])].detach().clone()
-    codewords = torch.randn(2, 8, 6)
-    model.start_token_embeddings(ids, codewords, seed=3)
+    directions = torch.randn(16, 6)
+    model.start_token_embeddings(ids, directions, seed=3)
     table = backbone.model.get_input_embeddings().weight.detach()
     assert torch.equal(table[: int(ids[0])], words)
-    for book, rows in zip(codewords, table[ids].view(2, 8, -1)):
-        ratio = torch.cdist(rows, rows) / torch.cdist(book, book).clamp_min(1e-9)
-        off = ~torch.eye(8, dtype=torch.bool)
-        torch.testing.assert_close(ratio[off], ratio[off].mean().expand(56), rtol=1e-3, atol=1e-4)
-        assert rows.std().item() == pytest.approx(words.std().item(), rel=0.05)
+    ratio = torch.cdist(table[ids], table[ids]) / torch.cdist(directions, directions).clamp_min(1e-9)
+    off = ~torch.eye(16, dtype=torch.bool)
+    torch.testing.assert_close(ratio[off], ratio[off].mean().expand(240), rtol=1e-3, atol=1e-4)
+    assert table[ids].std().item() == pytest.approx(words.std().item(), rel=0.05)
+
+
+def test_token_directions_add_up_to_the_vectors():
+    torch.manual_seed(0)
+    truth = torch.randn(2 * 8, 5)
+    codes = torch.randint(0, 8, (500, 2))
+    vectors = truth[codes[:, 0]] + truth[8 + codes[:, 1]]
+    directions = token_directions(codes, vectors, codebook_size=8, ridge=1e-3)
+    rebuilt = directions[codes[:, 0]] + directions[8 + codes[:, 1]]
+    torch.testing.assert_close(rebuilt, vectors - vectors.mean(dim=0), rtol=1e-2, atol=1e-2)
 
 
 def test_padding_does_not_change_the_user_vector():

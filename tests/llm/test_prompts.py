@@ -65,7 +65,8 @@ def test_tensors_equal_the_tokenized_string(backbone_and_ids, history, style):
 
 def test_empty_history_keeps_head_user_and_tail(backbone_and_ids):
     prompts = builder(backbone_and_ids, True, "printed")
-    batch = prompts.build(0, torch.zeros(1, K, dtype=torch.long), torch.zeros(1, 0, K_ITEM, dtype=torch.long), torch.tensor([0]))
+    user, nothing = torch.zeros(1, K, dtype=torch.long), torch.zeros(1, 0, K_ITEM, dtype=torch.long)
+    batch = prompts.build(0, user, nothing, torch.tensor([0]))
     head, link, _, tail = prompts.blocks[0]
     assert batch.input_ids.shape[1] == len(head) + K + len(link) + len(tail)
     assert batch.input_ids[0, -1] == prompts.tokenizer.eos_token_id

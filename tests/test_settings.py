@@ -1,0 +1,81 @@
+"""Every key has a range, every mistake an error that names key, value and what is allowed."""
+
+import pytest
+import yaml
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.paths import properties_dir
+from recbole_tokenrec.settings import OPTIONS, check, read_settings, reject_unknown
+
+pytestmark = pytest.mark.unit
+PRESETS = sorted(path.stem for path in (properties_dir() / "preset").glob("*.yaml"))
+
+
+def values(preset="tuned", **changed):
+    found = {}
+    for file in ("model/TokenRec.yaml", f"preset/{preset}.yaml"):
+        found.update(yaml.safe_load((properties_dir() / file).read_text()))
+    return {**{key: found.get(key) for key in OPTIONS}, **changed}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_set_every_key_and_nothing_else(preset):
+    read_settings(values(preset))
+    keys = set(yaml.safe_load((properties_dir() / f"preset/{preset}.yaml").read_text())) - {"datasets"}
+    assert keys <= set(OPTIONS)
+
+
+def test_presets_differ_only_where_they_must():
+    full, short = values("tuned"), values("user_id_only")
+    assert {key for key in OPTIONS if full[key] != short[key]} <= {
+        "prompt_history", "prompt_max_history", "llm_epochs", "llm_eval_step", "llm_stopping_step",
+        "llm_train_batch_size",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("mq_num_codebooks", 0, r"mq_num_codebooks: 0 is not allowed; allowed: int in \[1, 64\]"),
+        ("mq_num_codebooks", 2.5, "mq_num_codebooks: 2.5"),
+        ("mq_num_codebooks", True, "mq_num_codebooks: True"),
+        ("mq_masking_ratio", 1.5, r"mq_masking_ratio: 1.5 is not allowed; allowed: float in \[0, 1\]"),
+        ("llm_temperature", 0, r"llm_temperature: 0.0 is not allowed; allowed: float in \(0, inf\)"),
+        ("llm_temperature", float("nan"), "llm_temperature: nan"),
+        ("cf_loss", "softmax_cosin", "did you mean 'softmax_cosine'"),
+        ("prompt", "all", "allowed: one of seen, unseen"),
+        ("cf_model", None, "cf_model: a value is needed"),
+        ("cf_config", 3, "allowed: a mapping or empty"),
+        ("stage_cache", "maybe", "allowed: true or false"),
+        ("llm_target_ratio", [0.5], "llm_target_ratio"),
+        ("llm_target_ratio", [0.5, 0.2], "llm_target_ratio"),
+    ],
+)
+def test_wrong_values(key, value, text):
+    with pytest.raises(ConfigError, match=text):
+        read_settings(values(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"cf_user_table": True}, "llm_user_tokens: 'visible' needs"),
+        ({"cf_loss": "own"}, "llm_user_tokens: 'visible' needs"),
+        ({"cf_model": "BPR"}, "softmax_cosine needs LightGCN"),
+        ({"cf_n_layers": 0}, "cf_n_layers: 0"),
+        ({"llm_batching": "interactions"}, "needs llm_batching: users"),
+    ],
+)
+def test_contradictions(changed, text):
+    with pytest.raises(ConfigError, match=text):
+        read_settings(values(**changed))
+
+
+def test_numbers_come_in_their_own_type():
+    assert check("mq_num_codebooks", 4.0) == 4 and isinstance(check("mq_num_codebooks", 4.0), int)
+    assert isinstance(check("llm_temperature", 1), float)
+
+
+def test_unknown_keys_name_the_nearest():
+    with pytest.raises(ConfigError, match="key 'mq_num_codebook'; did you mean 'mq_num_codebooks'"):
+        reject_unknown(["mq_num_codebook"], OPTIONS)
