@@ -20,48 +20,18 @@ from recbole_tokenrec.llm.prompts import PromptBatch, all_texts
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def tiny_folder(tmp_path):
-    """A T5 with SentencePiece-like (Unigram) tokenizer, trained and saved here: the from_pretrained path is real."""
-    return write_tiny_t5(tmp_path / "tiny-t5")
-
-
-def write_tiny_t5(folder):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5Model
-
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(all_texts(), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    torch.manual_seed(5)
-    config = T5Config(
-        vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0
-    )
-    T5Model(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
-
-
-def test_folder_gives_its_own_weights(tiny_folder):
-    backbone = load_backbone(str(tiny_folder), all_texts())
+def test_folder_gives_its_own_weights(tiny_t5):
+    backbone = load_backbone(str(tiny_t5), all_texts())
     assert backbone.origin["source"] == "folder"
     torch.manual_seed(5)
     from transformers import T5Model
 
-    expected = T5Model.from_pretrained(tiny_folder).get_input_embeddings().weight
+    expected = T5Model.from_pretrained(tiny_t5).get_input_embeddings().weight
     assert torch.equal(backbone.model.get_input_embeddings().weight, expected)
 
 
-def test_id_tokens_extend_vocabulary_and_embedding(tiny_folder):
-    backbone = load_backbone(str(tiny_folder), all_texts())
+def test_id_tokens_extend_vocabulary_and_embedding(tiny_t5):
+    backbone = load_backbone(str(tiny_t5), all_texts())
     words = len(backbone.tokenizer)
     ids = add_id_tokens(backbone, [f"<u1-{i}>" for i in range(100)])
     assert ids.tolist() == list(range(words, words + 100))
@@ -82,8 +52,8 @@ def test_word_level_tokenizer_splits_digits_and_marks():
     assert tokenizer.tokenize("item_42,x") == ["item", "_", "4", "2", ",", "x"]
 
 
-def test_state_rebuilds_the_same_backbone_without_its_source(tiny_folder):
-    backbone = load_backbone(str(tiny_folder), all_texts())
+def test_state_rebuilds_the_same_backbone_without_its_source(tiny_t5):
+    backbone = load_backbone(str(tiny_t5), all_texts())
     state = json.loads(json.dumps(backbone_state(backbone)))
     names = [f"<u1-{i}>" for i in range(10)]
     add_id_tokens(backbone, names)

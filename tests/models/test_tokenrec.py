@@ -1,0 +1,244 @@
+"""TokenRec end to end on the toy data, and what must hold for it to be trusted: no leakage, same seed same numbers,
+faithful fold-in, checkpoints that load without their backbone's source."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import get_trainer
+
+from recbole_tokenrec.checkpoints import load_checkpoint
+from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TrainingError
+
+SMALL = {
+    "cf_embedding_size": 16,
+    "cf_epochs": 30,
+    "cf_train_batch_size": 16,
+    "mq_num_codebooks": 3,
+    "mq_codebook_size": 16,
+    "mq_codeword_dim": 16,
+    "mq_hidden_size": 32,
+    "mq_epochs": 2,
+    "mq_min_steps": 60,
+    "mq_train_batch_size": 16,
+    "llm_epochs": 4,
+    "llm_eval_step": 2,
+    "llm_train_batch_size": 16,
+    "topk": [5, 20],
+    "stage_cache": False,
+}
+OWN_LOSS = {"cf_loss": "own", "llm_user_tokens": "all"}
+
+
+@pytest.fixture
+def fit(build, tmp_path):
+    """``fit(**keys)``: (trainer, train, valid, test) after training on the toy data."""
+
+    def run(**keys):
+        config, model, train, valid, test = build(
+            "TokenRec", **{**SMALL, "checkpoint_dir": str(tmp_path / "saved"), **keys}
+        )
+        trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+        trainer.fit(train, valid, verbose=False)
+        return trainer, train, valid, test
+
+    return run
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"preset": "tuned"},
+        {"preset": "user_id_only"},
+        {"preset": "tuned", "prompt_order": "sequential", "cf_recency": 0.5, "cf_target_recency": 0.3},
+        {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
+    ],
+    ids=["tuned", "user_id_only", "sequential", "unseen"],
+)
+def test_learns_the_toy_groups(fit, keys):
+    trainer, _, _, test = fit(**keys)
+    result = trainer.evaluate(test)
+    assert result["hit@5"] > 0.8  # popularity: about one in eight
+    assert trainer.reports["item_tokenizer"]["explained_variance"] > 0
+
+
+@pytest.mark.recipe
+def test_paper_preset_trains_a_pretrained_t5_and_its_loss_falls(fit, tiny_t5):
+    keys = {"preset": "paper", "llm_backbone": str(tiny_t5), "cf_train_batch_size": 64, "cf_epochs": 5}
+    losses = []
+    for epochs in (1, 4):
+        trainer, _, _, test = fit(**keys, llm_epochs=epochs)
+        losses.append(trainer.reports["llm"]["loss"])
+    assert trainer.model.backbone_origin["source"] == "folder"
+    assert losses[1] < 0.9 * losses[0]
+    assert 0 <= trainer.evaluate(test)["hit@5"] <= 1
+
+
+@pytest.mark.recipe
+def test_same_seed_same_numbers_with_and_without_the_stage_cache(fit):
+    plain, _, _, test = fit()
+    expected = plain.evaluate(test)
+    first, _, _, test = fit(stage_cache=True)
+    assert not first.reports["cf"]["cached"]
+    again, _, _, test = fit(stage_cache=True)
+    assert all(again.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
+    for trainer in (first, again):
+        assert trainer.evaluate(test) == expected
+        assert trainer.best_valid_result == plain.best_valid_result
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.recipe
+def test_cache_entries_are_for_their_options_only_and_damage_is_noticed(fit, tmp_path):
+    fit(stage_cache=True)
+    folder = tmp_path / "saved" / "stage_cache"
+    entries = {path.name.split("-")[0]: path for path in folder.glob("*.pt")}
+    assert set(entries) == {"cf", "user_tokenizer", "item_tokenizer"}
+    entries["cf"].write_bytes(entries["cf"].read_bytes()[:-200])
+    other, *_ = fit(stage_cache=True, mq_codebook_size=8)
+    assert not any(other.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
+    same, *_ = fit(stage_cache=True, llm_epochs=2)
+    assert all(same.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
+    reseeded, *_ = fit(stage_cache=True, seed=7)
+    assert not reseeded.reports["cf"]["cached"]
+
+
+@pytest.mark.recipe
+def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
+    """Every interaction that any stage trains on is a training interaction."""
+    import recbole_tokenrec.models.tokenrec as module
+
+    seen = set()
+    original = module.TokenRec.calculate_loss
+
+    def spy(self, interaction):
+        names = interaction.interaction
+        if "target_rows" in names:
+            users = interaction["user_id"]
+            for rows, items in (("target_rows", "target_items"), ("visible_rows", "visible_items")):
+                seen.update(zip(users[interaction[rows]].tolist(), interaction[items].tolist()))
+            length = interaction["history_length"]
+            for user, row, n in zip(users.tolist(), interaction["history"].tolist(), length.tolist()):
+                seen.update((user, item) for item in row[:n])
+        elif "item_id" in names:
+            seen.update(zip(interaction["user_id"].tolist(), interaction["item_id"].tolist()))
+        return original(self, interaction)
+
+    monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
+    for keys in ({}, {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}):
+        seen.clear()
+        trainer, train, valid, test = fit(**keys)
+        features = train._dataset.inter_feat
+        training = set(zip(features["user_id"].tolist(), features["item_id"].tolist()))
+        held_out = set()
+        for loader in (valid, test):
+            features = loader._dataset.inter_feat
+            held_out |= set(zip(features["user_id"].tolist(), features["item_id"].tolist()))
+        assert seen == training and not seen & held_out
+        model = trainer.model
+        histories = set(zip(model.histories.rows().tolist(), model.histories.items.tolist()))
+        assert histories == training
+
+
+@pytest.mark.recipe
+def test_checkpoint_loads_in_recbole_and_by_itself(fit, monkeypatch):
+    from recbole.quick_start import load_data_and_model
+
+    trainer, _, _, test = fit()
+    expected = trainer.evaluate(test)
+    payload = load_checkpoint(trainer.saved_model_file)
+    assert payload["config"]["model"] == "TokenRec"
+    # a checkpoint carries its backbone: nothing is fetched to open it
+    monkeypatch.setattr("recbole_tokenrec.models.tokenrec.load_backbone", lambda *a, **k: pytest.fail("fetched"))
+    config, model, _, _, _, test_again = load_data_and_model(trainer.saved_model_file)
+    loaded = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+    assert loaded.evaluate(test_again, load_best_model=False) == expected
+
+
+@pytest.mark.recipe
+def test_foreign_checkpoint_is_refused(fit, tmp_path):
+    trainer, _, _, test = fit(llm_epochs=1)
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match="foreign.pth"):
+        trainer.evaluate(test, model_file=str(tmp_path / "foreign.pth"))
+
+
+@pytest.mark.unit
+def test_scores_are_cosines_and_predict_agrees(build):
+    _, model, *_ = build("TokenRec", **SMALL)
+    model.eval()
+    users, items = torch.tensor([1, 2, 3, 3]), torch.tensor([4, 5, 6, 1])
+    full = model.full_sort_predict(Interaction({"user_id": users})).view(4, -1)
+    assert full.shape == (4, model.n_items) and float(full.detach().abs().max()) <= 1 + 1e-5
+    pairs = model.predict(Interaction({"user_id": users, "item_id": items}))
+    torch.testing.assert_close(pairs, full[torch.arange(4), items], rtol=1e-4, atol=1e-5)
+    assert torch.equal(full[2], full[3])
+    model.remember_users()
+    remembered = model.full_sort_predict(Interaction({"user_id": users})).view(4, -1)
+    torch.testing.assert_close(remembered, full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_fold_in_of_the_whole_history_is_the_users_own_vector(build):
+    _, model, *_ = build("TokenRec", **SMALL, cf_recency=0.7, cf_n_layers=3)
+    model.refresh_representations()
+    everything = torch.ones(len(model.histories.items), dtype=torch.bool)
+    own = model.tokenizer_inputs(model.user_vectors)
+    torch.testing.assert_close(model.folded_in(everything)[1:], own[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_history_without_the_target(build):
+    _, model, *_ = build("TokenRec", **SMALL)
+    users = torch.tensor([1, 2, 5])
+    items = torch.stack([model.histories.items[model.histories.indptr[u]] for u in users])
+    history, number = model._history_without(users, items, template=0)
+    for user, item, row, n in zip(users.tolist(), items.tolist(), history.tolist(), number.tolist()):
+        own = model.histories.items[model.histories.indptr[user] : model.histories.indptr[user + 1]].tolist()
+        assert sorted(row[:n]) == sorted(set(own) - {item})
+
+
+@pytest.mark.unit
+def test_a_loss_that_is_not_finite_names_stage_and_place(build, monkeypatch):
+    config, model, train, valid, _ = build("TokenRec", **SMALL)
+    monkeypatch.setattr(type(model.collaborative), "calculate_loss", lambda *_: torch.tensor(float("nan")))
+    trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+    with pytest.raises(TrainingError, match="collaborative stage: the loss is nan in epoch 0, step 0"):
+        trainer.fit(train, valid, verbose=False)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"cf_model": "LightGNN", **OWN_LOSS}, "cf_model: RecBole has no model"),
+        ({"cf_model": "SASRec", **OWN_LOSS}, "is no GeneralRecommender"),
+        ({"cf_model": "Pop", **OWN_LOSS}, "keeps no user and item embeddings"),
+        ({"id_tokenizer": "mqq"}, "id_tokenizer: 'mqq' is not allowed"),
+    ],
+)
+def test_parts_that_do_not_fit(build, keys, text):
+    with pytest.raises(ConfigError, match=text):
+        build("TokenRec", **SMALL, **keys)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", ["BPR", "NGCF", "LightGCN"])
+def test_other_collaborative_models(fit, name):
+    trainer, _, _, test = fit(cf_model=name, **OWN_LOSS, cf_train_batch_size=128, llm_epochs=1)
+    dot = trainer.evaluate_collaborative(test, "dot")
+    assert dot["hit@5"] > 0.3
+    assert trainer.model.stage == "llm"
+
+
+@pytest.mark.unit
+def test_too_little_data(build):
+    config, model, train, *_ = build("TokenRec", **SMALL)
+    empty = copy.copy(train._dataset)
+    empty.inter_feat = train._dataset.inter_feat[np.array([], dtype=int)]
+    with pytest.raises(DataError, match="too few"):
+        type(model)(config, empty)
