@@ -140,7 +140,7 @@ class GenerativeRecommender(GeneralRecommender):
     def _log_likelihood(self, hidden, mask, items, mean: bool) -> torch.Tensor:
         """(B,) log-probability of each item's ID; a token's, on average, if ``mean``."""
         labels = self.targets[items]
-        labels = labels[:, : int((labels >= 0).sum(dim=1).max())]  # (B, L)
+        labels = labels[:, : int((labels >= 0).sum(dim=1).max())].contiguous()  # (B, L); transformers views it flat
         logits = self.backbone(encoder_outputs=(hidden,), attention_mask=mask, labels=labels).logits  # (B, L, vocab)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
         total = -losses.sum(dim=1)

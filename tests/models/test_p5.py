@@ -89,6 +89,8 @@ def test_loss_is_the_mean_over_tokens_then_samples(p5):
         one = model.backbone(encoder_outputs=output, attention_mask=mask[row : row + 1], labels=labels)
         single.append(one.loss)
     torch.testing.assert_close(model.target_loss(batch, items), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
+    few = model.collate([model.evaluation_prompt(user) for user in range(5, 9)])  # none of the longest IDs
+    torch.testing.assert_close(model.target_loss(few, items[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5)
     pairs = Interaction({"user_id": torch.arange(1, 9), "item_id": items})
     number = (model.targets[items] >= 0).sum(dim=1)
     torch.testing.assert_close(model.predict(pairs), -torch.stack(single).detach() * number, rtol=1e-4, atol=1e-4)
