@@ -3,6 +3,7 @@ norms from decay, stages, and checkpoints that carry the backbone and the item I
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
@@ -14,8 +15,8 @@ from recbole_tokenrec.training.loaders import derived_seed
 class GenerativeTrainer(Trainer):
     """``warmup_ratio`` of the steps the rate rises linearly to ``learning_rate``, then falls linearly to 0.
 
-    The rate is a function of the step's number alone, and torch is seeded anew in each epoch, so that a resumed run
-    goes on with the rates and templates of an uninterrupted one.
+    The rate is a function of the step's number alone, and all random numbers (templates, dropout, the loader's order,
+    RecBole's negatives) are seeded anew in each epoch, so that a resumed run goes on as an uninterrupted one.
     """
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
@@ -55,9 +56,17 @@ class GenerativeTrainer(Trainer):
             group["lr"] = self.learning_rate * rate(step, self._total, self.config["warmup_ratio"])
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        torch.manual_seed(derived_seed(self.config["seed"], "generative", self._total, epoch_idx))
+        seed = derived_seed(self.config["seed"], "generative", self._total, epoch_idx)
+        torch.manual_seed(seed)
+        train_data.generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # RecBole's sampler
         self._set_rate(epoch_idx * len(train_data))
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def resume_checkpoint(self, resume_file):
+        self.model.enter_last_stage()  # a checkpoint is of that stage, and so is its optimizer
+        self.optimizer = self._build_optimizer()
+        super().resume_checkpoint(resume_file)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         path = kwargs.pop("saved_model_file", self.saved_model_file)

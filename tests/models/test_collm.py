@@ -13,7 +13,7 @@ from recbole_tokenrec.errors import BackboneError, ConfigError, TrainingError
 from recbole_tokenrec.generative.trainer import GenerativeTrainer
 from recbole_tokenrec.models.collm import NEXT_ITEM, TEXT, YES_OR_NO
 
-MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "cf_epochs": 2}
+MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "cf_epochs": 2, "max_history": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_predict_is_the_logit_of_yes_and_hides_the_item_asked_for(collm):
     scores = model.predict(Interaction({"user_id": torch.tensor([user, user]), "item_id": torch.tensor(asked)}))
     assert scores.shape == (2,) and scores[0] != scores[1]
     template, items, target = prompts[0]
-    assert template == YES_OR_NO and target == history[2] and items == [i for i in history if i != target]
+    assert template == YES_OR_NO and target == history[2] and items == [i for i in history if i != target][-4:]
     model.yes_id = model.words.tokens("no")[0]
     other = model.predict(Interaction({"user_id": torch.tensor([user]), "item_id": torch.tensor(asked[:1])}))
     assert other[0] != scores[0]
@@ -144,7 +144,7 @@ def test_wrong_keys_are_named(collm, key, value):
 @pytest.mark.recipe
 def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
-    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=4, text_epochs=3, eval_step=4, topk=[5, 20])
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=6, text_epochs=6, eval_step=6, topk=[5, 20])
     keys.update(item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0, cf_epochs=20)
     result = run_recbole(
         model="CoLLM", dataset="toy", config_dict={**keys, "tune_backbone": True, "yes_no_weight": 0}
@@ -153,5 +153,8 @@ def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     (file,) = glob.glob("saved/*.pth")
     first, second = (load_data_and_model(file)[1].eval() for _ in range(2))
     assert first.vectors.any() and first.stage == "soft"
+    resumed = GenerativeTrainer(load_data_and_model(file)[0], first)
+    resumed.resume_checkpoint(file)
+    assert resumed.start_epoch == 6
     users = Interaction({"user_id": torch.arange(1, 49)})
     torch.testing.assert_close(first.full_sort_predict(users), second.full_sort_predict(users))

@@ -11,7 +11,7 @@ from recbole_tokenrec import registry
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.pod import SEQUENTIAL, TOP_N
 
-MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "num_candidates": 5}
+MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "num_candidates": 5, "max_history": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_evaluation_uses_the_bare_form(pod):
     _, model, *_ = pod(topk=[5])
     made = listings(model)
     ids, marks = model.evaluation_prompt(4)
-    assert made[0] == [model.item_names[item] for item in model.samples.latest(4, 20)]
+    assert made[0] == [model.item_names[item] for item in model.samples.latest(4, 4)]
     assert all(mark > 0 for mark in marks[:-1])  # nothing but entities
     model.eval()
     scores = model.full_sort_predict(Interaction({"user_id": torch.tensor([4, 2])})).view(2, -1)
