@@ -11,7 +11,8 @@ from recbole_tokenrec import registry
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.pod import SEQUENTIAL, TOP_N
 
-MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "num_candidates": 5, "max_history": 4}
+MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12}
+MINI.update(num_candidates=5, max_history=4)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_only_the_tasks_own_vectors_learn_from_it(pod):
         model.turn = task
         model.calculate_loss(next(iter(train))).backward()
         grad = model.task_prompts.weight.grad.abs().sum(dim=1)
-        assert (grad[rows] > 0).all() and grad.sum() == grad[rows].sum()
+        assert (grad[rows] > 0).all() and (grad > 0).sum() == 3
 
 
 @pytest.mark.unit
