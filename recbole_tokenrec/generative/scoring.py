@@ -63,21 +63,10 @@ def beam_search(
         output_scores=True,  # without it sequences_scores stays away
     )
     sequences, scores = output.sequences, output.sequences_scores  # (B * beams, t), (B * beams,)
-    items = trie.item[_ends(trie, sequences[:, 1:])]
+    items = trie.item[trie.walk(sequences[:, 1:], stay=True)]  # padding follows an ID
     lost = (items == 0) | (scores < -1e8)
     shape = len(hidden), num_beams
     return Beams(items.masked_fill(lost, 0).view(shape), scores.masked_fill(lost, -torch.inf).view(shape))
-
-
-def _ends(trie: Trie, tokens: torch.Tensor) -> torch.Tensor:
-    """The node of each sequence (N, t) after its end; padding after the end stays there."""
-    node = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    for column in tokens.unbind(dim=1):
-        key = node * trie.vocab_size + column
-        edge = torch.searchsorted(trie.keys, key).clamp_max(len(trie.keys) - 1)
-        ahead = torch.where(trie.keys[edge] == key, trie.children[edge], trie.n_nodes)
-        node = torch.where(trie.item[node] > 0, node, ahead)
-    return node
 
 
 def score_matrix(beams: Beams, n_items: int) -> torch.Tensor:

@@ -63,13 +63,15 @@ class Trie:
             tokens.append(int(self.keys[edge]) % self.vocab_size)
         return tokens
 
-    def walk(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Nodes (N,) that the token sequences (N, t) lead to from the root."""
+    def walk(self, tokens: torch.Tensor, stay: bool = False) -> torch.Tensor:
+        """Nodes (N,) that the token sequences (N, t) lead to from the root; with ``stay``, an item's end is kept
+        whatever follows it."""
         node = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         for column in tokens.unbind(dim=1):
             key = node * self.vocab_size + column
             edge = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
-            node = torch.where(self.keys[edge] == key, self.children[edge], self.n_nodes)
+            ahead = torch.where(self.keys[edge] == key, self.children[edge], self.n_nodes)
+            node = torch.where(self.item[node] > 0, node, ahead) if stay else ahead
         return node
 
     def open_edges(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
