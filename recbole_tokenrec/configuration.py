@@ -72,6 +72,7 @@ def _table_defaults(model: str, dataset: str) -> dict:
     folder = properties_dir()
     files = [folder / "overall.yaml", folder / "baseline" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml"]
     keys = merged([file for file in files if file.is_file()])
+    keys.update((keys.pop("datasets", None) or {}).get(dataset, {}))
     try:
         model_class = get_model(model)
     except (ValueError, AttributeError) as error:
@@ -84,7 +85,7 @@ def _table_defaults(model: str, dataset: str) -> dict:
 
 
 def merged(files) -> dict:
-    """The files' keys, later files winning; a per-data-set section is left to the registry."""
+    """The files' keys, later files winning."""
     result = {}
     for file in files:
         result.update(_read_yaml(file))

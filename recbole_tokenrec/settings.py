@@ -98,8 +98,7 @@ OPTIONS: dict[str, Option] = {
     "mq_beta": _float("beta of Eq. 13: weight of the commitment loss."),
     "mq_train_batch_size": _int("Entities of a batch.", 1),
     "mq_min_steps": _int("Least optimiser steps: small data sets run more than mq_epochs epochs to reach them."),
-    "mq_kmeans_init": Option(bool, "Start the codebooks by k-means of the encoders' outputs after the warm-up."),
-    "mq_warmup_ratio": _float("Share of the epochs that train encoders and decoder alone, before that start.", 0, 0.9),
+    "mq_kmeans_init": Option(bool, "Start encoders on orthogonal parts of the space (mq_skip), codebooks by k-means."),
     "mq_revive_dead": Option(bool, "Move codewords that no entity chose in an epoch onto encoded entities."),
     **_stage("tokenizer stage", "mq"),
     # LLM4Rec stage, Section 2.4

@@ -18,12 +18,12 @@ class TokenizerOutput(NamedTuple):
 
     Attributes:
         quantized: (B, d) reconstruction from the chosen codewords, r in Eq. 9.
-        indices: (B, K) int64, the chosen codeword of each codebook, w in Eq. 5; None while not quantizing.
+        indices: (B, K) int64, the chosen codeword of each codebook, w in Eq. 5.
         losses: scalars by name (``reconstruction``, ``codebook``, ``commitment``); their weighted sum is trained.
     """
 
     quantized: torch.Tensor
-    indices: torch.Tensor | None
+    indices: torch.Tensor
     losses: dict[str, torch.Tensor]
 
 
@@ -41,8 +41,6 @@ class IDTokenizer(nn.Module):
         self.codebook_size = codebook_size
         self.register_buffer("shift", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
-
-    quantizing = True
 
     @torch.no_grad()
     def fit_scale(self, x: torch.Tensor) -> None:
@@ -81,8 +79,8 @@ class IDTokenizer(nn.Module):
         table = self.codeword_table()
         return table[torch.arange(self.num_codebooks, device=codes.device), codes]
 
-    def start_codebooks(self, x: torch.Tensor, seed: int) -> None:
-        """Hook: place the codewords with the help of data ``x`` (n, d) before they are trained."""
+    def start_from(self, x: torch.Tensor, seed: int) -> None:
+        """Hook: start the parameters from data ``x`` (n, d) instead of at random."""
 
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
         """Hook: move codewords whose ``use`` (K, L) is 0 onto encoded rows of ``x``; returns how many moved."""

@@ -4,8 +4,11 @@ One class serves users and items. The K encoders are one stack of batched matric
 instead of K modules, the same mathematics several times faster.
 
 Deviations, each off in the preset ``paper``: linear short cuts around the encoders and the decoder (``mq_skip``), so
-that the networks need only learn what a linear map cannot; k-means start of the codebooks after a warm-up
-(``mq_kmeans_init``) and revival of dead codewords (``mq_revive_dead``), both the trainer's to call.
+that the networks need only learn what a linear map cannot; a start from the data (``mq_kmeans_init``, see
+:meth:`MQTokenizer.start_from`); revival of dead codewords (``mq_revive_dead``). The last two are the trainer's to call.
+
+Why a start from the data: K encoders that start at random and are pooled by a mean learn to say the same thing K
+times; a fifth codebook then adds next to nothing. Given K orthogonal parts of the space, each says its own.
 """
 
 from __future__ import annotations
@@ -92,7 +95,6 @@ class MQTokenizer(IDTokenizer):
         super().__init__(input_dim, num_codebooks, codebook_size)
         self.masking_ratio = masking_ratio
         self.beta = beta
-        self.quantizing = True  # False in the warm-up: encoders and decoder alone, the codebooks still unplaced
         self.encoders = KWayMLP(num_codebooks, [input_dim, *[hidden_size] * 3, codeword_dim])
         self.encoder_skip = KWayMLP(num_codebooks, [input_dim, codeword_dim]) if skip else None
         self.decoder_skip = nn.Linear(codeword_dim, input_dim) if skip else None
@@ -131,14 +133,14 @@ class MQTokenizer(IDTokenizer):
     def forward(self, x: torch.Tensor) -> TokenizerOutput:
         target = self.standardise(x)  # (B, d)
         encoded = self.encoded(self.mask(target))  # (K, B, d_c)
-        chosen, indices = self.quantize(encoded) if self.quantizing else (encoded.detach(), None)
+        chosen, indices = self.quantize(encoded)
         # Straight-through: the decoder sees the codewords, its gradient reaches the encoders as it is.
         # The codebooks get no gradient here; they learn by the codebook loss alone (Eq. 11).
         passed = encoded + (chosen - encoded).detach()
         reconstruction = self.decoded(passed.mean(dim=0))  # (B, d)
         return TokenizerOutput(
             quantized=self.restore(reconstruction),
-            indices=None if indices is None else indices.T,
+            indices=indices.T,
             losses={
                 "reconstruction": squared_distance(reconstruction, target),  # Eq. 10
                 "codebook": squared_distance(chosen, encoded.detach()),  # Eq. 11
@@ -161,18 +163,42 @@ class MQTokenizer(IDTokenizer):
         return self.codebooks.detach()
 
     @torch.no_grad()
-    def start_codebooks(self, x: torch.Tensor, seed: int) -> None:
-        """k-means of each encoder's outputs over ``x`` (n, d) become its codewords.
+    def start_from(self, x: torch.Tensor, seed: int) -> None:
+        """Encoders on orthogonal parts of the space (with short cuts only), then codewords by k-means.
 
-        With fewer distinct rows than codewords the remaining codewords are left where they are.
+        The principal axes of ``x`` (n, d) are dealt out to the K encoders, largest first, each to the encoder whose
+        axes have the least product of variances so far; the decoder's short cut turns them back. The networks
+        beside the short cuts start near 0. With fewer distinct rows than codewords the remaining codewords are left
+        where they are.
         """
+        if self.encoder_skip is not None:
+            self._split_space(self.standardise(x))
         encoded = self.encoded(self.standardise(x))  # (K, n, d_c)
         for way, rows in enumerate(encoded):
             rows = torch.unique(rows, dim=0).cpu().numpy()
             clusters = min(self.codebook_size, len(rows))
             method = MiniBatchKMeans if len(rows) > _MINI_BATCH_ABOVE else KMeans
-            fitted = method(clusters, n_init=1, max_iter=50, random_state=seed + way, init="k-means++").fit(rows)
+            fitted = method(clusters, n_init=1, max_iter=20, random_state=seed + way, init="k-means++").fit(rows)
             self.codebooks[way, :clusters] = torch.from_numpy(fitted.cluster_centers_).to(self.codebooks)
+
+    def _split_space(self, x: torch.Tensor) -> None:
+        variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # ascending
+        variance, axes = variance.flip(0).clamp_min(1e-6), axes.flip(1)
+        width = self.codebooks.shape[2]
+        room = -(-min(width, self.input_dim) // self.num_codebooks)
+        parts: list[list[int]] = [[] for _ in range(self.num_codebooks)]
+        logs = (variance.log() - variance.log().min()).tolist()
+        for axis in range(min(width, self.input_dim)):
+            open_parts = [part for part in parts if len(part) < room]
+            min(open_parts, key=lambda part: sum(logs[a] for a in part)).append(axis)
+        for parameter in (*self.encoder_skip.parameters(), *self.decoder_skip.parameters()):
+            parameter.zero_()
+        for way, part in enumerate(parts):
+            self.encoder_skip.weights[0][way][:, part] = axes[:, part]
+        kept = min(width, self.input_dim)
+        self.decoder_skip.weight[:, :kept] = axes[:, :kept] * self.num_codebooks  # undoes the mean over K
+        self.encoders.weights[-1].mul_(0.05)
+        self.decoder[-1].weight.mul_(0.05)
 
     @torch.no_grad()
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:

@@ -183,9 +183,6 @@ class TokenizerStage(Stage):
     def epochs(self):
         return max(self.option("epochs"), -(-self.settings.mq_min_steps // self.steps_per_epoch()))
 
-    def warmup_epochs(self) -> int:
-        return round(self.settings.mq_warmup_ratio * self.epochs()) if self.settings.mq_kmeans_init else 0
-
     def steps_per_epoch(self):
         return len(self.loader)
 
@@ -197,10 +194,8 @@ class TokenizerStage(Stage):
             self.loader.vectors = self.vectors if epoch % 2 == 0 else self._sub_histories(epoch)
         if epoch == 0:
             self.tokenizer.fit_scale(self.loader.vectors)
-        if self.settings.mq_kmeans_init:
-            self.tokenizer.quantizing = epoch >= self.warmup_epochs()
-            if epoch == self.warmup_epochs():
-                self.tokenizer.start_codebooks(self.loader.vectors, derived_seed(self.seed, self.name) % 2**31)
+            if self.settings.mq_kmeans_init:
+                self.tokenizer.start_from(self.loader.vectors, derived_seed(self.seed, self.name) % 2**31)
 
     def _sub_histories(self, epoch: int) -> torch.Tensor:
         """Users by random parts of their histories: up to twice the share that the LLM4Rec stage hides is left out."""
@@ -216,14 +211,13 @@ class TokenizerStage(Stage):
     def after_epoch(self, epoch):
         # Nothing moves in the last fifth: the codewords settle where they will stay.
         settled = epoch >= 0.8 * self.epochs()
-        if not self.settings.mq_revive_dead or not self.tokenizer.quantizing or settled:
+        if not self.settings.mq_revive_dead or settled:
             return {}
         codes = self.tokenizer.encode_all(self.vectors)  # (n, K)
         use = torch.stack([column.bincount(minlength=self.tokenizer.codebook_size) for column in codes.T])
         return {"revived": self.tokenizer.revive_dead_codewords(self.vectors, use)}
 
     def finish(self):
-        self.tokenizer.quantizing = True
         self.codes[1:] = self.tokenizer.encode_all(self.vectors)  # the padding entity keeps code 0
         return {
             "explained_variance": self.tokenizer.explained_variance(self.vectors, self.codes[1:]),

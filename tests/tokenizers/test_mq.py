@@ -138,9 +138,9 @@ def test_kmeans_start_beats_random_codebooks_and_survives_few_rows():
     x = centres[torch.randint(0, 16, (300,))] + 0.01 * torch.randn(300, 6)
     tokenizer.fit_scale(x)
     random_loss = tokenizer.eval()(x).losses["commitment"]
-    tokenizer.start_codebooks(x, seed=0)
+    tokenizer.start_from(x, seed=0)
     assert tokenizer(x).losses["commitment"] < 0.05 * random_loss
-    tokenizer.start_codebooks(x[:3], seed=0)  # fewer rows than codewords
+    tokenizer.start_from(x[:3], seed=0)  # fewer rows than codewords
     assert torch.isfinite(tokenizer.codebooks).all()
 
 
@@ -162,10 +162,22 @@ def test_training_explains_most_of_clustered_data():
     x = centres[torch.randint(0, 12, (400,))] + 0.05 * torch.randn(400, 8)
     tokenizer = MQTokenizer(8, 2, 16, codeword_dim=8, hidden_size=32, masking_ratio=0.1)
     tokenizer.fit_scale(x)
-    tokenizer.start_codebooks(x, seed=0)
+    tokenizer.start_from(x, seed=0)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
     for _ in range(300):
         optimizer.zero_grad()
         tokenizer.loss(tokenizer(x)).backward()
         optimizer.step()
     assert tokenizer.explained_variance(x, tokenizer.encode_all(x)) > 0.85
+
+
+def test_a_start_from_the_data_gives_every_codebook_something_of_its_own():
+    torch.manual_seed(0)
+    x = torch.randn(600, 12) @ torch.randn(12, 12)
+    explained = []
+    for ways in (1, 2, 4):
+        tokenizer = MQTokenizer(12, ways, 32, codeword_dim=12, hidden_size=16, skip=True)
+        tokenizer.fit_scale(x)
+        tokenizer.start_from(x, seed=0)
+        explained.append(tokenizer.explained_variance(x, tokenizer.encode_all(x)))
+    assert explained[0] < explained[1] < explained[2] and explained[2] > 0.85
