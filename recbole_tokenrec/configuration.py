@@ -75,7 +75,9 @@ def _table_defaults(model: str, dataset: str) -> dict:
     keys.update((keys.pop("datasets", None) or {}).get(dataset, {}))
     try:
         model_class = get_model(model)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, ImportError) as error:
+        if model in known_models():
+            raise ConfigError(f"model '{model}' cannot be imported: {error}") from error
         raise ConfigError(f"unknown model '{model}'{nearest(model, known_models())}") from error
     if model_class.type == ModelType.SEQUENTIAL:
         keys["eval_batch_size"] = 1024  # RecBole counts users here, not scores

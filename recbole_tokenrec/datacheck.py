@@ -67,7 +67,7 @@ def load_data(config):
 
     Raises:
         DataError: see :func:`check_files`; also if nobody has the three interactions that leave-one-out takes, or if
-            the filters leave nothing.
+            the filters leave nothing, or somebody took every item, so that no negative can be sampled.
     """
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.exists() and not config["benchmark_filename"]:
@@ -88,8 +88,10 @@ def load_data(config):
             f"dataset '{name}': no user has 3 interactions, and leave-one-out takes one for validation and one for "
             "test; loosen the filters or set eval_args: {split: {RS: [0.8, 0.1, 0.1]}}"
         )
-    loaders = data_preparation(config, dataset)
-    return dataset, loaders
+    try:
+        return dataset, data_preparation(config, dataset)
+    except ValueError as error:  # RecBole's sampler: somebody took every item
+        raise DataError(f"dataset '{name}': {error}") from error
 
 
 def _try_download(config) -> None:

@@ -76,7 +76,7 @@ def run_model(config) -> tuple[dict, dict]:
         dataset, (train_data, valid_data, test_data) = load_data(config)
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
-        model = FASTER.get(name, get_model(name))(config, train_data._dataset).to(config["device"])
+        model = (FASTER.get(name) or get_model(name))(config, train_data._dataset).to(config["device"])
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
     with Cost() as training:
         if getattr(trainer, "walks_stages", False):

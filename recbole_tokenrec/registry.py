@@ -7,8 +7,9 @@ models are found as before, and a name that RecBole has too is an error, not a s
 
 Defaults of our models join RecBole's internal configuration, in this order, later ones winning::
 
-    RecBole's overall.yaml, sample.yaml   properties/model/<Name>.yaml   properties/preset/<preset>.yaml
-    properties/dataset/<data set>.yaml    the preset's own entry for the data set
+    RecBole's overall.yaml, sample.yaml   properties/overall.yaml     properties/model/<Name>.yaml
+    properties/preset/<preset>.yaml       properties/dataset/<data set>.yaml
+    the preset's own entry for the data set
 
 The user's YAML files, dictionary and command line win over all of them, and also choose the preset.
 """
@@ -157,7 +158,7 @@ def _defaults(model: str, dataset: str, chosen: dict, loader) -> dict:
         with open(folder / file, encoding="utf-8") as text:
             return yaml.load(text, Loader=loader) or {}  # RecBole's loader: it reads 1e-4 as a number
 
-    settings = read(entry.yaml)
+    settings = {**read("overall.yaml"), **read(entry.yaml)}
     preset, override = chosen.get("preset", settings.get("preset")), {}
     if preset is not None and not entry.presets:
         raise ConfigError(f"preset: {preset!r} was set, but {model} has no presets")

@@ -99,6 +99,9 @@ OPTIONS: dict[str, Option] = {
     "mq_train_batch_size": _int("Entities of a batch.", 1),
     "mq_min_steps": _int("Least optimiser steps: small data sets run more than mq_epochs epochs to reach them."),
     "mq_kmeans_init": Option(bool, "Start encoders on orthogonal parts of the space (mq_skip), codebooks by k-means."),
+    "mq_codebook_lr_ratio": _float(
+        "Codebooks learn this many times faster than encoders and decoder; slow ones are outrun.", open_low=True
+    ),
     "mq_revive_dead": Option(bool, "Move codewords that no entity chose in an epoch onto encoded entities."),
     **_stage("tokenizer stage", "mq"),
     # LLM4Rec stage, Section 2.4

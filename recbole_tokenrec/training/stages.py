@@ -180,6 +180,16 @@ class TokenizerStage(Stage):
     def part(self):
         return self.tokenizer
 
+    def parameter_groups(self):
+        """Codebooks apart: they follow the encoders, and encoders that move faster than they can drift for ever."""
+        books = [p for name, p in self.part.named_parameters() if name.startswith("codebook")]
+        rest = [p for name, p in self.part.named_parameters() if not name.startswith("codebook")]
+        rate = self.option("learning_rate")
+        groups = [{"params": rest, "weight_decay": self.option("weight_decay")}]
+        if books:
+            groups.append({"params": books, "weight_decay": 0.0, "lr": rate * self.settings.mq_codebook_lr_ratio})
+        return groups
+
     def epochs(self):
         return max(self.option("epochs"), -(-self.settings.mq_min_steps // self.steps_per_epoch()))
 

@@ -1,0 +1,83 @@
+"""``recbole-tokenrec run``: the table, the result file's shape, and mistakes without tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_tokenrec.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = [
+    "--cf_embedding_size=16", "--cf_epochs=6", "--cf_train_batch_size=16", "--mq_codebook_size=16",
+    "--mq_num_codebooks=3", "--mq_user_num_codebooks=3", "--mq_hidden_size=32", "--mq_min_steps=20", "--mq_epochs=2",
+    "--llm_epochs=2", "--llm_eval_step=1", "--show_progress=false",
+]  # fmt: skip
+METRICS = [f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)]
+
+
+@pytest.mark.recipe
+def test_table_and_result_file(toy_data, tmp_path, capsys):
+    file = tmp_path / "r.json"
+    code = main(
+        ["run", "--model", "EASE,LightGCN,TokenRec", "--dataset", "toy", "--data_path", str(toy_data)]
+        + ["--seed", "3", "--result_file", str(file), "--epochs=3", *FAST]
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    for text in ("TokenRec (tuned)", "its collaborative stage, dot", "LightGCN", "EASE", "ndcg@20", "48 users"):
+        assert text in printed
+    result = json.loads(file.read_text())
+    assert {"dataset", "seed", "versions", "models"} == set(result)
+    assert result["seed"] == 3 and result["dataset"]["users"] == 48 and len(result["dataset"]["fingerprint"]) == 16
+    assert {"torch", "recbole", "recbole-tokenrec"} <= set(result["versions"])
+    assert [row["name"] for row in result["models"]] == ["EASE", "LightGCN", "TokenRec"]
+    for row in result["models"]:
+        assert list(row["valid"]) == list(row["test"]) == METRICS
+        assert {"config", "seconds", "peak_rss_mb", "checkpoint"} <= set(row)
+    row = result["models"][-1]
+    assert row["preset"] == "tuned" and row["config"]["mq_codebook_size"] == 16
+    for score in ("dot", "cosine"):
+        assert list(row["collaborative"][score]["test"]) == METRICS
+    assert {"cf", "tokenizer", "llm", "evaluation"} <= set(row["seconds"])
+    assert {"explained_variance", "unique_share", "codebook_use"} <= set(row["codes"]["user"])
+    assert row["backbone"]["source"] == "scratch" and Path(row["checkpoint"]).is_file()
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("model", ["SASRec", "LightGCNSoftmax", "GTN", "Pop"])
+def test_models_of_every_kind_run(model, toy_data, capsys):
+    arguments = ["run", "--model", model, "--dataset", "toy", "--data_path", str(toy_data), "--show_progress=false"]
+    assert main([*arguments, "--epochs=1"]) == 0
+    assert model in capsys.readouterr().out
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--mq_num_codebook=3"], "unknown configuration key 'mq_num_codebook'; did you mean 'mq_num_codebooks'?"),
+        (["--mq_masking_ratio=2"], "mq_masking_ratio: 2.0 is not allowed; allowed: float in [0, 1]"),
+        (["--dataset", "nowhere"], "does not exist"),
+        (["--model", "TokenRek"], "TokenRec"),
+        (["--model", ","], "at least one name"),
+        (["--preset", "best"], "allowed: paper, tuned, user_id_only"),
+        (["--llm_backbone=t5-scratch-giant"], "from-scratch preset: t5-scratch-mini"),
+        (["--config_files", "missing.yaml"], "missing.yaml cannot be read"),
+        (["surplus"], "settings are given as --key=value"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(arguments, text, capsys):
+    assert main(["run", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err and "Traceback" not in captured.err
+    assert captured.err.startswith("error: ")
+
+
+@pytest.mark.recipe
+def test_script_in_the_checkout_is_the_same_command(tmp_path):
+    command = [sys.executable, str(ROOT / "run_recbole_tokenrec.py"), "--seeed=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'seed'" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,62 @@
+"""Configuration of one table: known keys, precedence, the same evaluation for every model."""
+
+import pytest
+
+from recbole_tokenrec.configuration import make_config, parse_value
+from recbole_tokenrec.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+QUIET = {"state": "ERROR"}
+
+
+@pytest.mark.parametrize("model", ["TokenRec", "LightGCNSoftmax", "GTN", "LightGCN", "EASE", "BPR", "SASRec"])
+def test_every_model_is_evaluated_alike(model):
+    config = make_config(model, "ml-1m", (), QUIET)
+    assert config["eval_args"]["split"] == {"LS": "valid_and_test"}
+    assert config["eval_args"]["order"] == "TO" and config["eval_args"]["mode"]["test"] == "full"
+    assert config["topk"] == [10, 20, 30] and config["valid_metric"] == "NDCG@20"
+    assert config["item_inter_num_interval"] == "[5,inf)"
+
+
+def test_later_settings_win(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("mq_codebook_size: 32\nllm_epochs: 7\n")
+    config = make_config("TokenRec", "ml-100k", [file], {"llm_epochs": 9, **QUIET})
+    assert (config["mq_codebook_size"], config["llm_epochs"], config["mq_skip"]) == (32, 9, True)
+
+
+def test_presets_have_entries_for_data_sets():
+    assert make_config("TokenRec", "ml-1m", (), QUIET)["prompt_order"] == "sequential"
+    assert make_config("TokenRec", "lastfm", (), QUIET)["prompt_order"] == "shuffled"
+    paper = {**QUIET, "preset": "paper"}
+    assert make_config("TokenRec", "beauty", (), paper)["mq_codebook_size"] == 512
+    assert make_config("EASE", "lastfm", (), QUIET)["reg_weight"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "text"),
+    [
+        ("TokenRec", {"mq_num_codebook": 3}, "did you mean 'mq_num_codebooks'"),
+        ("TokenRec", {"preset": "tunde"}, "allowed: paper, tuned, user_id_only"),
+        ("BPR", {"embeding_size": 3}, "did you mean 'embedding_size'"),
+        ("TokenRek", {}, "TokenRec"),
+    ],
+)
+def test_mistakes(model, keys, text):
+    with pytest.raises(ConfigError, match=text):
+        make_config(model, "ml-100k", (), {**QUIET, **keys})
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [("a: [1", "is not YAML"), ("- 1\n", "must hold keys and values"), (None, "cannot be read")]
+)
+def test_files_that_are_no_configuration(tmp_path, content, text):
+    file = tmp_path / "broken.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=text):
+        make_config("TokenRec", "ml-100k", [file], QUIET)
+
+
+def test_values_are_read_as_recbole_reads_them():
+    assert parse_value("1e-3") == 0.001 and parse_value("[1,2]") == [1, 2] and parse_value("False") is False

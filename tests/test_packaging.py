@@ -1,0 +1,51 @@
+"""The wheel: holds every YAML, and runs in an empty folder without the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert list(folder.glob("*.tar.gz"))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.recipe
+def test_wheel_holds_every_property_file(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = [path.relative_to(ROOT) for path in (ROOT / "properties").rglob("*") if path.suffix in (".yaml", ".json")]
+    assert len(files) > 10
+    for file in files:
+        assert f"recbole_tokenrec/{file.as_posix()}" in names
+    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_tokenrec").rglob("*.py")]
+    assert set(modules) <= names
+
+
+@pytest.mark.recipe
+def test_wheel_runs_in_an_empty_folder(wheel, tmp_path):
+    """Installed into a folder of its own that comes first on the path; the dependencies are this environment's."""
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    code = (
+        "import recbole_tokenrec, pathlib; from recbole_tokenrec.cli.main import main; "
+        "from recbole_tokenrec.paths import properties_dir; "
+        f"assert str(properties_dir()).startswith({str(target)!r}), properties_dir(); "
+        "raise SystemExit(main(['run', '--model', 'TokenRec', '--llm_epochs=0']))"
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "llm_epochs: 0 is not allowed" in done.stderr, done.stderr[-2000:]
