@@ -87,7 +87,7 @@ OPTIONS: dict[str, Option] = {
     "cf_config": Option(dict, "Further keys for cf_model, in RecBole's names.", optional=True),
     **_stage("collaborative stage", "cf"),
     # tokenizer stage, Sections 2.3.2 to 2.3.5
-    "id_tokenizer": Option(str, "Tokenizer of users and items: mq, or rq, kmeans, random_mq for ablations."),
+    "id_tokenizer": Option(str, "Tokenizer of users and items: mq, the Masked Vector-Quantized one."),
     "mq_num_codebooks": _int("K, codebooks (and encoders) per tokenizer.", 1, 64),
     "mq_user_num_codebooks": _int("K of users, where it differs from that of items.", 1, 64, optional=True),
     "mq_skip": Option(bool, "Linear short cuts around each encoder and the decoder."),
@@ -139,7 +139,6 @@ OPTIONS: dict[str, Option] = {
     "llm_clip_grad_norm": _float("Largest gradient norm; 0 clips nothing."),
     "llm_eval_step": _int("Epochs between two validations.", 1),
     "llm_stopping_step": _int("Validations without a gain before the stage stops.", 1),
-    "llm_compile": Option(bool, "torch.compile the backbone (pays on GPUs and long runs)."),
     **_stage("LLM4Rec stage", "llm"),
     # prompts, Section 2.4.1
     "prompt": _choice("Templates at evaluation: the ten seen ones, or the unseen eleventh.", "seen", "unseen"),
