@@ -55,7 +55,7 @@ def test_every_command_in_the_readme_is_understood():
 @pytest.mark.recipe
 def test_python_snippets_run(tmp_path):
     """Every Python block of the README, in order, in one namespace, on ml-100k with the epochs cut down."""
-    quick = {"cf_epochs": 2, "mq_min_steps": 20, "mq_epochs": 1, "llm_epochs": 1, "show_progress": False, "state": "ERROR"}
+    quick = {"cf_epochs": 2, "mq_min_steps": 20, "mq_epochs": 1, "llm_epochs": 1, "show_progress": False}
     namespace = {}
     found = blocks("python")
     assert found

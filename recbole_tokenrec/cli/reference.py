@@ -1,4 +1,4 @@
-"""``python -m recbole_tokenrec.cli.reference > docs/configuration.md``: TokenRec's keys, from the table that checks them."""
+"""``python -m recbole_tokenrec.cli.reference > docs/configuration.md``: TokenRec's keys, as they are checked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def reference() -> str:
     lines = [
         "# TokenRec's configuration keys",
         "",
-        "Written by `python -m recbole_tokenrec.cli.reference > docs/configuration.md`; a test compares. Set any key in a",
-        "YAML file (`--config_files my.yaml`), on the command line (`--key=value`) or in `config_dict`.",
+        "Written by `python -m recbole_tokenrec.cli.reference > docs/configuration.md`; a test compares. Any key can",
+        "be set in a YAML file (`--config_files my.yaml`), on the command line (`--key=value`) or in `config_dict`.",
         "",
         "| key | meaning | allowed | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
@@ -30,7 +30,8 @@ def reference() -> str:
     lines += ["", "Values for single data sets", ""]
     for name in names:
         for dataset, keys in (presets[name].get("datasets") or {}).items():
-            lines.append(f"- `{name}`, {dataset}: " + ", ".join(f"`{key}: {_cell(value)}`" for key, value in keys.items()))
+            values = ", ".join(f"`{key}: {_cell(value)}`" for key, value in keys.items())
+            lines.append(f"- `{name}`, {dataset}: {values}")
     return "\n".join(lines) + "\n"
 
 
