@@ -48,6 +48,7 @@ class ModelEntry(NamedTuple):
     presets: bool = False
 
 
+_GENERATIVE_TRAINER = "recbole_tokenrec.generative.trainer:GenerativeTrainer"
 MODELS: dict[str, ModelEntry] = {
     "TokenRec": ModelEntry(
         "recbole_tokenrec.models.tokenrec",
@@ -62,10 +63,10 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "GTN": ModelEntry("recbole_tokenrec.models.gtn", "model/GTN.yaml"),
     "LTGNN": ModelEntry("recbole_tokenrec.models.ltgnn", "model/LTGNN.yaml"),
-    "P5": ModelEntry("recbole_tokenrec.models.p5", "model/P5.yaml"),
-    "CID": ModelEntry("recbole_tokenrec.models.p5", "model/CID.yaml"),
-    "POD": ModelEntry("recbole_tokenrec.models.pod", "model/POD.yaml"),
-    "CoLLM": ModelEntry("recbole_tokenrec.models.collm", "model/CoLLM.yaml"),
+    "P5": ModelEntry("recbole_tokenrec.models.p5", "model/P5.yaml", trainer=_GENERATIVE_TRAINER),
+    "CID": ModelEntry("recbole_tokenrec.models.p5", "model/CID.yaml", trainer=_GENERATIVE_TRAINER),
+    "POD": ModelEntry("recbole_tokenrec.models.pod", "model/POD.yaml", trainer=_GENERATIVE_TRAINER),
+    "CoLLM": ModelEntry("recbole_tokenrec.models.collm", "model/CoLLM.yaml", trainer=_GENERATIVE_TRAINER),
 }
 
 _FOLDER = str(Path(__file__).parent / "recbole_models")

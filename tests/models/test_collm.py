@@ -8,18 +8,11 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model, run_recbole
 
-from recbole_tokenrec import registry
 from recbole_tokenrec.errors import BackboneError, ConfigError, TrainingError
 from recbole_tokenrec.generative.trainer import GenerativeTrainer
 from recbole_tokenrec.models.collm import NEXT_ITEM, TEXT, YES_OR_NO
 
 MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12, "cf_epochs": 2, "max_history": 4}
-
-
-@pytest.fixture(autouse=True)
-def own_trainer(monkeypatch):
-    entry = registry.MODELS["CoLLM"]._replace(trainer="recbole_tokenrec.generative.trainer:GenerativeTrainer")
-    monkeypatch.setitem(registry.MODELS, "CoLLM", entry)
 
 
 @pytest.fixture

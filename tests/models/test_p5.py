@@ -8,18 +8,10 @@ from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model, run_recbole
 from transformers.modeling_outputs import BaseModelOutput
 
-from recbole_tokenrec import registry
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.generative.trainer import GenerativeTrainer
 
 MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12}
-
-
-@pytest.fixture(autouse=True)
-def own_trainer(monkeypatch):
-    for name in ("P5", "CID"):
-        entry = registry.MODELS[name]._replace(trainer="recbole_tokenrec.generative.trainer:GenerativeTrainer")
-        monkeypatch.setitem(registry.MODELS, name, entry)
 
 
 @pytest.fixture

@@ -7,18 +7,11 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model, run_recbole
 
-from recbole_tokenrec import registry
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.pod import SEQUENTIAL, TOP_N
 
 MINI = {"llm_backbone": "t5-scratch-mini", "cid_clusters": 4, "cid_cluster_size": 12}
 MINI.update(num_candidates=5, max_history=4)
-
-
-@pytest.fixture(autouse=True)
-def own_trainer(monkeypatch):
-    entry = registry.MODELS["POD"]._replace(trainer="recbole_tokenrec.generative.trainer:GenerativeTrainer")
-    monkeypatch.setitem(registry.MODELS, "POD", entry)
 
 
 @pytest.fixture
