@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import sys
 import time
 from pathlib import Path
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Cost:
@@ -25,6 +28,18 @@ class Cost:
     def __exit__(self, *exception) -> None:
         self.seconds = time.perf_counter() - self._began
         self.peak_rss_mb = peak_rss_mb()
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc's malloc to keep freed memory for the next training step instead of giving it back to the kernel.
+
+    A step's large tensors are mapped and faulted in anew otherwise: an eighth of a CPU step's time. Where there is
+    no glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def peak_rss_mb() -> float:

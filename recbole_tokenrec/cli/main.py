@@ -7,6 +7,7 @@ import os
 import sys
 
 from recbole_tokenrec.errors import TokenRecError
+from recbole_tokenrec.measure import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_parser(subparsers)
     arguments, rest = parser.parse_known_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keep_freed_memory()
     try:
         return arguments.handler(arguments, rest)
     except TokenRecError as error:
