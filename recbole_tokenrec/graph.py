@@ -1,9 +1,11 @@
 """The user-item graph as one sparse matrix, and products with it whose gradient is as cheap as the product.
 
 RecBole builds LightGCN's adjacency by Python dictionaries and multiplies it in COO format. The same matrix in
-CSR format is built in a fraction of the time and multiplied several times faster on CPU. It is symmetric, so the
-gradient of ``A @ x`` is ``A @ grad``: autograd would build the transpose instead.
+CSR format is built in a fraction of the time and multiplied several times faster on CPU. Its transpose is kept, or
+shared where the matrix is symmetric, so that autograd need not build it at every step.
 """
+
+from __future__ import annotations
 
 import warnings
 
@@ -31,9 +33,42 @@ def normalised_adjacency(interactions: sp.spmatrix) -> sp.csr_matrix:
     return (scale @ adjacency @ scale).tocsr().astype(np.float32)
 
 
-def to_torch_csr(matrix: sp.spmatrix) -> torch.Tensor:
+class SparseMatrix:
+    """A constant sparse matrix that multiplies dense ones, with its transpose at hand for the gradient.
+
+    ``matrix @ dense``: (n, m) x (m, d) -> (n, d), differentiable in ``dense``. It holds no parameters, so copies of a
+    model share it (torch cannot copy CSR tensors; RecBole copies every model to count its operations).
+    """
+
+    def __init__(self, matrix: sp.spmatrix, symmetric: bool = False):
+        matrix = sp.csr_matrix(matrix)
+        self.tensor = _torch_csr(matrix)
+        self.transposed = self.tensor if symmetric else _torch_csr(matrix.T.tocsr())
+
+    def to(self, device) -> SparseMatrix:
+        self.tensor, self.transposed = self.tensor.to(device), self.transposed.to(device)
+        return self
+
+    def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(self.tensor, self.transposed, dense)
+
+    def __deepcopy__(self, memo) -> SparseMatrix:
+        return self
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, matrix, transposed, dense):
+        ctx.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, ctx.transposed @ grad
+
+
+def _torch_csr(matrix: sp.csr_matrix) -> torch.Tensor:
     """A scipy matrix as a torch CSR tensor (int64 indices, the values' own type)."""
-    matrix = sp.csr_matrix(matrix)
     matrix.sort_indices()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
@@ -44,19 +79,3 @@ def to_torch_csr(matrix: sp.spmatrix) -> torch.Tensor:
             size=matrix.shape,
             check_invariants=False,
         )
-
-
-class _SymmetricProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, matrix, dense):
-        ctx.matrix = matrix
-        return matrix @ dense
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, ctx.matrix @ grad
-
-
-def symmetric_product(matrix: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """``matrix @ dense`` for a *symmetric* sparse matrix; differentiable in ``dense``. (n, n) x (n, d)"""
-    return _SymmetricProduct.apply(matrix, dense)

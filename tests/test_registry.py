@@ -39,6 +39,7 @@ class KnownTrainer(Trainer):
     pass
 """
 YAML = {
+    "overall.yaml": "k_model: overall\nk_preset: overall\n",
     "model/Known.yaml": "embedding_size: 8\npreset: calm\nk_model: 1e-4\nk_preset: model\nk_data: model\n",
     "model/Other.yaml": "embedding_size: 8\n",
     "preset/calm.yaml": "k_preset: calm\nk_data: calm\nk_last: calm\nepochs: 3\n"
@@ -88,7 +89,8 @@ def test_models_are_announced_and_found():
         model = get_model(name)
         assert (model.__name__, model.__module__) == (name, MODELS[name].module)
         trainer = get_trainer(model.type, name)
-        assert trainer is Trainer if MODELS[name].trainer is None else trainer.__name__ == f"{name}Trainer"
+        expected = (MODELS[name].trainer or "recbole.trainer.trainer:Trainer").partition(":")[2]
+        assert trainer.__name__ == expected and (trainer is Trainer) == (MODELS[name].trainer is None)
 
 
 @pytest.mark.unit
@@ -178,7 +180,7 @@ def test_presets_that_are_not_there(known):
     with pytest.raises(ConfigError, match="preset: 'calm' was set, but Other has no presets"):
         Config("Other", "toy", config_dict={"preset": "calm"})
     assert Config(MODEL, "toy", config_dict={"preset": None})["k_preset"] == "model"
-    assert Config("Other", "toy")["k_preset"] is None
+    assert Config("Other", "toy")["k_preset"] == "overall"  # no preset in between
 
 
 @pytest.mark.unit

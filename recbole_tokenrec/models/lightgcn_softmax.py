@@ -29,23 +29,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.graph import to_torch_csr
+from recbole_tokenrec.graph import SparseMatrix
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.training.loaders import AGE
 from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
-
-
-class _Product(torch.autograd.Function):
-    """``matrix @ dense`` with the transpose at hand for the gradient."""
-
-    @staticmethod
-    def forward(ctx, matrix, transposed, dense):
-        ctx.transposed = transposed
-        return matrix @ dense
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, ctx.transposed @ grad
 
 
 class LightGCNSoftmax(GeneralRecommender):
@@ -78,7 +65,7 @@ class LightGCNSoftmax(GeneralRecommender):
         self._evaluated = None
 
     def _build_graph(self) -> None:
-        """R (n_users, n_items): R_uj = age weight / sqrt(deg u deg j), and its transpose."""
+        """R (n_users, n_items) takes items to users, R_uj = age weight / sqrt(deg u deg j); its transpose back."""
         rows, items = self.histories.rows().numpy(), self.histories.items.numpy()
         age = self.histories.ages().numpy()
         degree = np.bincount(items, minlength=self.n_items)
@@ -86,8 +73,8 @@ class LightGCNSoftmax(GeneralRecommender):
         user_scale = np.maximum(self.histories.counts().numpy(), 1) ** -0.5
         weights = user_scale[rows] * self.item_scale.numpy()[items] * (age + 1.0) ** -self.recency
         matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
-        self.to_users = to_torch_csr(matrix).to(self.device)
-        self.to_items = to_torch_csr(matrix.T.tocsr()).to(self.device)
+        self.to_users = SparseMatrix(matrix).to(self.device)
+        self.to_items = SparseMatrix(matrix.T).to(self.device)
 
     def _layers(self) -> tuple[list, list]:
         """Users and items of layers 0 … L; None stands for zeros."""
@@ -95,8 +82,8 @@ class LightGCNSoftmax(GeneralRecommender):
         items = [self.item_embedding.weight]
         for _ in range(self.n_layers):
             above_users, above_items = users[-1], items[-1]
-            users.append(None if above_items is None else _Product.apply(self.to_users, self.to_items, above_items))
-            items.append(None if above_users is None else _Product.apply(self.to_items, self.to_users, above_users))
+            users.append(None if above_items is None else self.to_users @ above_items)
+            items.append(None if above_users is None else self.to_items @ above_users)
         return users, items
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ def pair(toy_data):
 def test_adjacency_is_the_same(pair):
     theirs, ours, _ = pair
     np.testing.assert_allclose(
-        ours.norm_adj_matrix.to_dense().numpy(), theirs.norm_adj_matrix.to_dense().numpy(), rtol=1e-5, atol=1e-7
+        ours.norm_adj_matrix.tensor.to_dense().numpy(), theirs.norm_adj_matrix.to_dense().numpy(), rtol=1e-5, atol=1e-7
     )
 
 
