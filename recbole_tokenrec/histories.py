@@ -48,6 +48,10 @@ class Histories:
             np.concatenate([self.rows().numpy(), users]), np.concatenate([self.items.numpy(), items]), self.n_users
         )
 
+    def of_user(self, user: int) -> torch.Tensor:
+        """Items of one user, oldest first."""
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
     def counts(self) -> torch.Tensor:
         """(n_users,) number of items of each user."""
         return self.indptr.diff()

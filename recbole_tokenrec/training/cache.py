@@ -11,11 +11,11 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from recbole_tokenrec.checkpoints import load_checkpoint, save_checkpoint
 from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.histories import Histories
 
 
 def data_fingerprint(model, valid_data) -> str:
@@ -24,8 +24,9 @@ def data_fingerprint(model, valid_data) -> str:
     digest.update(model.histories.indptr.numpy().tobytes())
     digest.update(model.histories.items.numpy().tobytes())
     if valid_data is not None:
-        for user in valid_data.uid_list.tolist():
-            digest.update(np.sort(valid_data.uid2positive_item[user].numpy()).tobytes())
+        held_out = Histories.from_dataset(valid_data._dataset)
+        digest.update(held_out.indptr.numpy().tobytes())
+        digest.update(held_out.items.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

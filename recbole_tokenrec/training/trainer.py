@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from tqdm import tqdm
 
 import recbole_tokenrec
 from recbole_tokenrec.checkpoints import load_checkpoint, plain_config, save_checkpoint
-from recbole_tokenrec.errors import TrainingError
+from recbole_tokenrec.errors import ConfigError, TrainingError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
@@ -218,13 +220,22 @@ class TokenRecTrainer(Trainer):
         return calculate_valid_score(result, self.valid_metric), result
 
     def _histories_for(self, eval_data) -> Histories:
-        """The training histories, or with ``history_at_test: train_valid`` the validation items at their end."""
+        """The training histories; with ``history_at_test: train_valid``, whatever else RecBole masks as history too.
+
+        That is the validation item for the test set, and nothing more for the validation set.
+        """
         model = self.model
-        phase = getattr(getattr(eval_data, "_sampler", None), "phase", None)
-        if model.settings.history_at_test == "train" or phase != "test" or self.valid_data is None:
+        if model.settings.history_at_test == "train":
             return model.histories
-        valid = Histories.from_dataset(self.valid_data._dataset)
-        return model.histories.extended(valid.rows().numpy(), valid.items.numpy())
+        if not isinstance(eval_data, FullSortEvalDataLoader):
+            raise ConfigError("history_at_test: 'train_valid' needs full-sort evaluation, eval_args: {mode: full}")
+        users, items = [], []
+        for user in eval_data.uid_list.tolist():
+            known = set(model.histories.of_user(user).tolist())
+            later = [item for item in eval_data.uid2history_item[user].tolist() if item not in known]
+            users += [user] * len(later)
+            items += later
+        return model.histories.extended(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64))
 
     # ---- house-keeping ----------------------------------------------------------------------------------------
 

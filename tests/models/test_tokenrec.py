@@ -145,6 +145,24 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 
 
 @pytest.mark.recipe
+def test_history_at_test_adds_the_validation_item_and_only_at_test(fit):
+    trainer, _, valid, test = fit(history_at_test="train_valid", llm_epochs=1)
+    histories = trainer.model.histories
+    assert torch.equal(trainer._histories_for(valid).items, histories.items)
+    longer = trainer._histories_for(test)
+    features = valid._dataset.inter_feat
+    for user, item in zip(features["user_id"].tolist(), features["item_id"].tolist()):
+        assert longer.of_user(user).tolist() == [*histories.of_user(user).tolist(), item]
+
+
+@pytest.mark.recipe
+def test_sampled_evaluation_works_too(fit):
+    mode = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"}
+    trainer, _, _, test = fit(eval_args=mode, llm_epochs=1)
+    assert trainer.evaluate(test)["hit@5"] > 0.5
+
+
+@pytest.mark.recipe
 def test_checkpoint_loads_in_recbole_and_by_itself(fit, monkeypatch):
     from recbole.quick_start import load_data_and_model
 
