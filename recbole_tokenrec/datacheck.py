@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recbole.data import create_dataset, data_preparation
 
-from recbole_tokenrec.errors import DataError
+from recbole_tokenrec.errors import DataError, TokenRecError
 
 _ALLOWED_TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -75,6 +75,8 @@ def load_data(config):
     check_files(config)
     try:
         dataset = create_dataset(config)
+    except TokenRecError:
+        raise
     except ValueError as error:
         raise DataError(f"dataset '{name}': RecBole cannot read it: {error}") from error
     counts = dataset.inter_feat[dataset.uid_field].value_counts()

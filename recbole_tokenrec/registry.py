@@ -29,6 +29,7 @@ import recbole.quick_start
 import recbole.trainer
 import yaml
 from recbole.config import Config
+from recbole.data.dataset import Dataset
 from recbole.quick_start import quick_start
 
 from recbole_tokenrec.errors import ConfigError
@@ -107,6 +108,7 @@ def register() -> None:
     recbole.trainer.__getattr__ = _trainer
     Config._load_internal_config_dict = _with_our_defaults(Config._load_internal_config_dict)
     Config._get_model_and_dataset = _with_nearest_names(Config._get_model_and_dataset)
+    Dataset._data_filtering = _with_first_interactions(Dataset._data_filtering)
     for module in (recbole.quick_start, quick_start):
         module.run_recboles = run_recboles
 
@@ -172,6 +174,27 @@ def _defaults(model: str, dataset: str, chosen: dict, loader) -> dict:
         settings.update(read(f"dataset/{dataset}.yaml"))
     settings.update(override.get(dataset) or {})
     return settings
+
+
+def _with_first_interactions(original):
+    """Adds ``user_first_interactions: N`` to RecBole's filters: each user's N oldest rows (the paper: 100)."""
+
+    @functools.wraps(original)
+    def filtering(self):
+        original(self)
+        most = self.config["user_first_interactions"]
+        if most is None:
+            return
+        if not isinstance(most, int) or isinstance(most, bool) or most < 3:
+            raise ConfigError(f"user_first_interactions: {most!r} is not allowed; allowed: int in [3, inf) or empty")
+        rows = self.inter_feat
+        if self.time_field in rows:
+            rows = rows.sort_values(self.time_field, kind="stable")
+        kept = rows[rows.groupby(self.uid_field).cumcount() < most].index
+        self.inter_feat = self.inter_feat.loc[sorted(kept)]
+        self._reset_index()
+
+    return filtering
 
 
 def _with_nearest_names(original):

@@ -6,7 +6,7 @@ import pytest
 
 from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.datacheck import load_data
-from recbole_tokenrec.errors import DataError
+from recbole_tokenrec.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -54,3 +54,15 @@ def test_missing_data_says_what_to_do(tmp_path):
         load_data(config)
     assert len(str(caught.value).splitlines()) == 2
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_first_interactions_of_each_user(tmp_path):
+    rows = "".join(f"u{u}\ti{(u + i) % 9}\t{9 - i}\n" for u in range(4) for i in range(6))  # newest first in the file
+    dataset, (train, valid, test) = load(tmp_path, HEADER + rows, user_first_interactions=4)
+    assert len(train._dataset) == 8 and len(test._dataset) == 4
+    names = dataset.field2id_token["item_id"]
+    features = test._dataset.inter_feat
+    held_out = {int(user): names[item] for user, item in zip(features["user_id"], features["item_id"])}
+    assert held_out[dataset.field2token_id["user_id"]["u0"]] == "i2"  # the fourth oldest of u0: i5, i4, i3, i2
+    with pytest.raises(ConfigError, match="user_first_interactions: 2 is not allowed"):
+        load(tmp_path, HEADER + rows, user_first_interactions=2)
