@@ -6,9 +6,12 @@ that a single process does not have.
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
 
 from recbole_tokenrec.errors import DataError, TokenRecError
 
@@ -98,13 +101,8 @@ def load_data(config):
 
 def _try_download(config) -> None:
     """Let RecBole fetch a data set whose address it knows; :func:`check_files` then sees whether that worked."""
-    from recbole.data.dataset import Dataset
-
     stub = Dataset.__new__(Dataset)
     stub.config, stub.dataset_name, stub.dataset_path = config, config["dataset"], config["data_path"]
-    import logging
-    import shutil
-
     stub.logger = logging.getLogger()
     try:
         stub._download()
