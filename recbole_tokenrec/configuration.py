@@ -72,6 +72,7 @@ def _table_defaults(model: str, dataset: str) -> dict:
     folder = properties_dir()
     files = [folder / "overall.yaml", folder / "baseline" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml"]
     keys = merged([file for file in files if file.is_file()])
+    keys.pop("grid", None)  # what `experiment tune` tries
     keys.update((keys.pop("datasets", None) or {}).get(dataset, {}))
     try:
         model_class = get_model(model)
@@ -106,7 +107,14 @@ def known_keys(model: str) -> set[str]:
     for file in files:
         if file.is_file():
             keys |= set(_read_yaml(file))
-    return keys
+    return keys - {"grid"}
+
+
+def grid_of(model: str) -> dict[str, list]:
+    """The values that ``experiment tune`` tries for each key of a model, as its YAML states them; {} if none."""
+    folder = properties_dir()
+    files = [folder / MODELS[model].yaml] if model in MODELS else [folder / "baseline" / f"{model}.yaml"]
+    return merged([file for file in files if file.is_file()]).get("grid") or {}
 
 
 def parse_value(text: str):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,9 +16,11 @@ import tempfile
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
@@ -26,6 +29,7 @@ from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import known_keys, make_config
 from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.measure import Cost
+from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.settings import read_settings
 
 # Models of RecBole's that have a faster twin here: same parameters, same scores, same gradients (a test compares them).
@@ -59,7 +63,8 @@ def run_models(
             read_settings(configs[-1])  # a wrong value stops before anything is trained
     result = {"dataset": None, "seed": None, "versions": versions(), "models": []}
     for config in configs:
-        row, result["dataset"] = run_model(config)
+        trained = run_model(config)
+        row, result["dataset"] = trained.row, trained.data
         result["seed"] = config["seed"]
         result["models"].append(row)
         if result_file:
@@ -67,8 +72,23 @@ def run_models(
     return result
 
 
-def run_model(config) -> tuple[dict, dict]:
-    """Train and evaluate the model of ``config``: its row of the result file, and the data set's entry."""
+class Trained(NamedTuple):
+    """A trained and evaluated model: its row of the result file, the data set's entry, and what made them.
+
+    ``ranks`` holds for "valid" and "test" each user's rank of the held-out item, see ``ranks.py``; empty unless all
+    items are ranked.
+    """
+
+    row: dict
+    data: dict
+    ranks: dict
+    trainer: object
+    valid_data: object
+    test_data: object
+
+
+def run_model(config) -> Trained:
+    """Train the model of ``config`` and evaluate it."""
     name = config["model"]
     init_seed(config["seed"], config["reproducibility"])
     start_logging(config)
@@ -83,9 +103,10 @@ def run_model(config) -> tuple[dict, dict]:
             trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
         else:
             _fit_quietly(trainer, train_data, valid_data, config)
+    ranks = {}
     with Cost() as evaluation:
-        test = trainer.evaluate(test_data, load_best_model=True, show_progress=False)
-        valid = trainer.evaluate(valid_data, load_best_model=False, show_progress=False)
+        test, ranks["test"] = _evaluate(trainer, test_data, load_best_model=True)
+        valid, ranks["valid"] = _evaluate(trainer, valid_data, load_best_model=False)
     row = {
         "name": name,
         "preset": config["preset"],
@@ -108,7 +129,12 @@ def run_model(config) -> tuple[dict, dict]:
         extra = trainer.describe(valid_data, test_data)
         row["seconds"].update(extra.pop("seconds"))
         row.update(plain(extra))
-    return row, describe_data(config, dataset, train_data)
+    return Trained(row, describe_data(config, dataset, train_data), ranks, trainer, valid_data, test_data)
+
+
+def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:
+    evaluate = functools.partial(trainer.evaluate, load_best_model=load_best_model, show_progress=False)
+    return with_ranks(trainer, data, evaluate) if isinstance(data, FullSortEvalDataLoader) else (evaluate(data), [])
 
 
 def _fit_quietly(trainer, train_data, valid_data, config) -> None:

@@ -9,7 +9,7 @@ Defaults of our models join RecBole's internal configuration, in this order, lat
 
     RecBole's overall.yaml, sample.yaml   properties/overall.yaml     properties/model/<Name>.yaml
     properties/preset/<preset>.yaml       properties/dataset/<data set>.yaml
-    the preset's own entry for the data set
+    the model's or the preset's own entry for the data set
 
 The user's YAML files, dictionary and command line win over all of them, and also choose the preset.
 """
@@ -50,6 +50,7 @@ class ModelEntry(NamedTuple):
 
 
 _GENERATIVE_TRAINER = "recbole_tokenrec.generative.trainer:GenerativeTrainer"
+_SEQUENCE_TRAINER = "recbole_tokenrec.models.sequence:SequenceTrainer"
 MODELS: dict[str, ModelEntry] = {
     "TokenRec": ModelEntry(
         "recbole_tokenrec.models.tokenrec",
@@ -64,6 +65,9 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "GTN": ModelEntry("recbole_tokenrec.models.gtn", "model/GTN.yaml"),
     "LTGNN": ModelEntry("recbole_tokenrec.models.ltgnn", "model/LTGNN.yaml"),
+    "SASRecCE": ModelEntry("recbole_tokenrec.models.sasrec_ce", "model/SASRecCE.yaml", trainer=_SEQUENCE_TRAINER),
+    "BERT4RecCE": ModelEntry("recbole_tokenrec.models.bert4rec_ce", "model/BERT4RecCE.yaml", trainer=_SEQUENCE_TRAINER),
+    "RecencyEASE": ModelEntry("recbole_tokenrec.models.recency_ease", "model/RecencyEASE.yaml"),
     "P5": ModelEntry("recbole_tokenrec.models.p5", "model/P5.yaml", trainer=_GENERATIVE_TRAINER),
     "CID": ModelEntry("recbole_tokenrec.models.p5", "model/CID.yaml", trainer=_GENERATIVE_TRAINER),
     "POD": ModelEntry("recbole_tokenrec.models.pod", "model/POD.yaml", trainer=_GENERATIVE_TRAINER),
@@ -162,7 +166,8 @@ def _defaults(model: str, dataset: str, chosen: dict, loader) -> dict:
             return yaml.load(text, Loader=loader) or {}  # RecBole's loader: it reads 1e-4 as a number
 
     settings = {**read("overall.yaml"), **read(entry.yaml)}
-    preset, override = chosen.get("preset", settings.get("preset")), {}
+    settings.pop("grid", None)  # what `experiment tune` tries
+    preset, override = chosen.get("preset", settings.get("preset")), settings.pop("datasets", None) or {}
     if preset is not None and not entry.presets:
         raise ConfigError(f"preset: {preset!r} was set, but {model} has no presets")
     if preset is not None:

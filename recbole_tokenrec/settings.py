@@ -87,7 +87,14 @@ OPTIONS: dict[str, Option] = {
     "cf_config": Option(dict, "Further keys for cf_model, in RecBole's names.", optional=True),
     **_stage("collaborative stage", "cf"),
     # tokenizer stage, Sections 2.3.2 to 2.3.5
-    "id_tokenizer": Option(str, "Tokenizer of users and items: mq, the Masked Vector-Quantized one."),
+    "id_tokenizer": _choice(
+        "Tokenizer of users and items: mq, the Masked Vector-Quantized one; for comparison mq_frozen (its encoders "
+        "stay at their random start), rq (residual quantisation), kmeans (product quantisation).",
+        "mq",
+        "mq_frozen",
+        "rq",
+        "kmeans",
+    ),
     "mq_num_codebooks": _int("K, codebooks (and encoders) per tokenizer.", 1, 64),
     "mq_user_num_codebooks": _int("K of users, where it differs from that of items.", 1, 64, optional=True),
     "mq_skip": Option(bool, "Linear short cuts around each encoder and the decoder."),

@@ -172,21 +172,18 @@ class MQTokenizer(IDTokenizer):
         where they are.
         """
         if self.encoder_skip is not None:
-            self._split_space(self.standardise(x))
-        encoded = self.encoded(self.standardise(x))  # (K, n, d_c)
-        for way, rows in enumerate(encoded):
-            rows = torch.unique(rows, dim=0).cpu().numpy()
-            clusters = min(self.codebook_size, len(rows))
-            method = MiniBatchKMeans if len(rows) > _MINI_BATCH_ABOVE else KMeans
-            fitted = method(clusters, n_init=1, max_iter=20, random_state=seed + way, init="k-means++").fit(rows)
-            self.codebooks[way, :clusters] = torch.from_numpy(fitted.cluster_centers_).to(self.codebooks)
+            self.split_space(self.standardise(x))
+        for way, rows in enumerate(self.encoded(self.standardise(x))):  # (n, d_c) of (K, n, d_c)
+            centres = k_means(rows, self.codebook_size, seed + way)
+            self.codebooks[way, : len(centres)] = centres
 
-    def _split_space(self, x: torch.Tensor) -> None:
+    def split_space(self, x: torch.Tensor) -> None:
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # ascending
         variance, axes = variance.flip(0).clamp_min(1e-6), axes.flip(1)
         width = self.codebooks.shape[2]
-        room = -(-min(width, self.input_dim) // self.num_codebooks)
-        parts: list[list[int]] = [[] for _ in range(self.num_codebooks)]
+        ways = len(self.encoder_skip.weights[0])
+        room = -(-min(width, self.input_dim) // ways)
+        parts: list[list[int]] = [[] for _ in range(ways)]
         logs = (variance.log() - variance.log().min()).tolist()
         for axis in range(min(width, self.input_dim)):
             open_parts = [part for part in parts if len(part) < room]
@@ -196,9 +193,10 @@ class MQTokenizer(IDTokenizer):
         for way, part in enumerate(parts):
             self.encoder_skip.weights[0][way][:, part] = axes[:, part]
         kept = min(width, self.input_dim)
-        self.decoder_skip.weight[:, :kept] = axes[:, :kept] * self.num_codebooks  # undoes the mean over K
-        self.encoders.weights[-1].mul_(0.05)
-        self.decoder[-1].weight.mul_(0.05)
+        self.decoder_skip.weight[:, :kept] = axes[:, :kept] * ways  # undoes the mean over K
+        if self.encoders is not None:
+            self.encoders.weights[-1].mul_(0.05)
+            self.decoder[-1].weight.mul_(0.05)
 
     @torch.no_grad()
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
@@ -211,6 +209,32 @@ class MQTokenizer(IDTokenizer):
             rows = torch.randperm(encoded.shape[1], device=x.device)[: len(places)]
             self.codebooks[way, places] = encoded[way, rows]
         return int(dead.sum())
+
+
+class FrozenMQTokenizer(MQTokenizer):
+    """MQ-Tokenizer whose encoders stay at their random start: what the paper's released code came to.
+
+    No gradient reached its encoders. Codebooks and decoder learn; the codebooks still start by k-means if asked to.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for module in (self.encoders, self.encoder_skip):
+            if module is not None:
+                module.requires_grad_(False)
+
+    def split_space(self, x: torch.Tensor) -> None:
+        """The encoders keep their random start."""
+
+
+@torch.no_grad()
+def k_means(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
+    """Centres (at most ``size``, d) of ``rows`` (n, d): as many as there are distinct rows, if those are fewer."""
+    distinct = torch.unique(rows, dim=0).cpu().numpy()
+    clusters = min(size, len(distinct))
+    method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
+    fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++").fit(distinct)
+    return torch.from_numpy(fitted.cluster_centers_).to(rows)
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

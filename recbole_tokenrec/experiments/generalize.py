@@ -1,0 +1,208 @@
+"""Table 4: users whom neither tokenizer nor language model has seen.
+
+A group of users is taken out of the training data of all three stages. After training only the collaborative side
+learns of them: their representations are folded in through the frozen item tables, the frozen MQ-Tokenizers give them
+tokens, and the untouched language model ranks for them. The group is the 5 % with the least history, as in the paper,
+or 5 % at random. The paper compares the unseen users with the seen ones, who are other people; the fair figure beside
+it is the same users in a model that was trained on them too.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_tokenrec.datacheck import load_data
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.experiments.quoted import quoted
+from recbole_tokenrec.experiments.report import Report, Table
+from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, record_path
+from recbole_tokenrec.experiments.statistics import mean_sd
+from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.pipeline import describe_data, start_logging, versions, write_json
+from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.registry import available_presets
+
+TITLE = "Table 4: seen and unseen users"
+ARGUMENTS = ("preset", "group", "share")
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--preset", default="tuned", help=f"{', '.join(available_presets())} (default: tuned)")
+    parser.add_argument("--group", default="least", choices=("least", "random"), help="least history, or at random")
+    parser.add_argument("--share", type=float, default=0.05, help="share of the users left out (default: 0.05)")
+
+
+def run(bench: Bench, arguments) -> Report:
+    if not 0 < arguments.share < 1:
+        raise ConfigError(f"--share: {arguments.share} is not allowed; allowed: float in (0, 1)")
+    trained = carry_out([Run("TokenRec", "TokenRec", preset=arguments.preset)], bench)
+    label = f"unseen {arguments.group} {arguments.share}"
+    records = []
+    for seed in bench.seeds:
+        part = Run(label, "TokenRec", preset=arguments.preset)
+        config = bench.config(part, seed)
+        path = record_path(bench, part, seed, config)
+        if not path.exists():
+            write_json(path, _train_without(config, arguments.group, arguments.share))
+        records.append(json.loads(path.read_text(encoding="utf-8")))
+    return _report(bench, arguments, trained, records)
+
+
+def left_out_users(counts: torch.Tensor, group: str, share: float, seed: int) -> torch.Tensor:
+    """User numbers (n,) to leave out. ``counts`` (n_users,): training items of each; users with fewer than two stay.
+
+    Ties of the least history are broken at random, by ``seed``.
+    """
+    users = (counts > 1).nonzero().squeeze(1)
+    shuffled = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))]
+    if group == "least":
+        shuffled = shuffled[torch.argsort(counts[shuffled], stable=True)]
+    return shuffled[: max(1, round(share * len(users)))].sort().values
+
+
+def _train_without(config, group: str, share: float) -> dict:
+    """Train all stages without the group, fold it in, rank for everybody."""
+    init_seed(config["seed"], config["reproducibility"])
+    start_logging(config)
+    dataset, (train_data, valid_data, test_data) = load_data(config)
+    full = train_data._dataset
+    entry = describe_data(config, dataset, train_data)
+    everything = Histories.from_dataset(full)
+    users = left_out_users(everything.counts(), group, share, config["seed"])
+    features = full.inter_feat
+    train_data._dataset = full.copy(features[~torch.isin(features[full.uid_field], users)])
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model("TokenRec")(config, train_data._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+    trainer.fit(train_data, valid_data, verbose=False, saved=False, show_progress=config["show_progress"])
+    fold_in(model, everything, users)
+    ranks = {}
+    for split, data in (("valid", valid_data), ("test", test_data)):
+        _, ranks[split] = with_ranks(trainer, data, lambda d: trainer.evaluate(d, load_best_model=False))
+    return {
+        "data": entry,
+        "seed": int(config["seed"]),
+        "users": users.tolist(),
+        "ranks": ranks,
+        "items_of_user": everything.counts()[users].float().mean().item(),
+        "versions": versions(),
+    }
+
+
+@torch.no_grad()
+def fold_in(model, histories: Histories, users: torch.Tensor) -> None:
+    """Give ``users`` (n,) of a trained TokenRec the representations and tokens that ``histories`` make of them.
+
+    Tables, tokenizers and language model stay as they are (Fig. 3).
+    """
+    rows, places = histories.places(users)
+    items, ages = histories.items[places], histories.ages()[places]
+    device = model.item_vectors.device
+    vectors = model.collaborative.fold_in(rows.to(device), items.to(device), ages.to(device), len(users))
+    model.user_vectors[users] = vectors
+    model.user_codes[users] = model.user_tokenizer.encode_all(model.tokenizer_inputs(vectors))
+    model.histories = model.evaluation_histories = histories
+
+
+def _figures(ranks: list[int], places: np.ndarray, k: int = 20) -> dict[str, float]:
+    part = np.asarray(ranks)[places]
+    found = (part > 0) & (part <= k)
+    return {"hit@20": float(found.mean()), "ndcg@20": float((found / np.log2(np.maximum(part, 1) + 1)).mean())}
+
+
+def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -> Report:
+    per_seed = []
+    for known, record in zip(trained, records):
+        everyone = np.arange(len(record["ranks"]["test"]))
+        places = np.asarray(record["users"]) - 1
+        others = np.setdiff1d(everyone, places)
+        known_ranks = known["rows"][0]["ranks"]
+        per_seed.append(
+            {
+                split: {
+                    "seen users": _figures(record["ranks"][split], others),
+                    "unseen users": _figures(record["ranks"][split], places),
+                    "the same users, trained on": _figures(known_ranks[split], places),
+                }
+                for split in ("valid", "test")
+            }
+        )
+    labels = list(per_seed[0]["test"])
+    figures = {
+        label: {
+            split: {
+                metric: dict(zip(("mean", "sd"), mean_sd([seed[split][label][metric] for seed in per_seed])))
+                for metric in ("hit@20", "ndcg@20")
+            }
+            for split in ("valid", "test")
+        }
+        for label in labels
+    }
+
+    def pooled(label: str, metric: str) -> float:
+        return sum(figures[label][split][metric]["mean"] for split in ("valid", "test")) / 2
+
+    drops = {
+        f"against {label}": {
+            m: 1 - pooled("unseen users", m) / max(pooled(label, m), 1e-12) for m in ("hit@20", "ndcg@20")
+        }
+        for label in ("seen users", "the same users, trained on")
+    }
+    paper = quoted("generalize", bench.dataset)
+    rows = [
+        [
+            label,
+            *(f"{figures[label][split][m]['mean']:.4f}" for split in ("valid", "test") for m in ("hit@20", "ndcg@20")),
+        ]
+        for label in labels
+    ]
+    rows += [
+        [f"drop {label}, both splits", "", "", f"{100 * drop['hit@20']:.1f} %", f"{100 * drop['ndcg@20']:.1f} %"]
+        for label, drop in drops.items()
+    ]
+    quotes = [
+        [name, *(f"{value:.4f}" for value in (*row["seen"], *row["unseen"])),
+         f"{100 * (1 - row['unseen'][1] / row['seen'][1]):.0f} %"]
+        for name, row in paper.items()
+    ]  # fmt: skip
+    number = sum(len(record["users"]) for record in records)
+    what = "with the least history" if arguments.group == "least" else "at random"
+    sentences = [
+        f"{len(records)} seed(s); in each, {100 * arguments.share:g} % of the users {what} (together {number} users, "
+        f"{np.mean([r['items_of_user'] for r in records]):.1f} training items each) are left out of all training and "
+        "folded in afterwards: no weight changes.",
+        "Seen and unseen users are different people; the third row is the same people in a model that was trained on "
+        "them, which is the fair comparison. A drop below 0 means that the unseen did better.",
+    ]
+    tables = [
+        Table("Hit@20 and NDCG@20", ["users", "valid hit@20", "valid ndcg@20", "test hit@20", "test ndcg@20"], rows),
+        Table(
+            "The paper's Table 4 (quoted)",
+            ["model", "seen HR@20", "seen NG@20", "unseen HR@20", "unseen NG@20", "drop of NG@20"],
+            quotes,
+        ),
+    ]
+    content = {"dataset": records[0]["data"], "seeds": list(bench.seeds), "figures": figures, "drops": drops,
+               "group": arguments.group, "share": arguments.share, "users": number, "paper": paper}  # fmt: skip
+    return Report(
+        f"{bench.dataset}: unseen users, preset {arguments.preset}",
+        sentences,
+        tables,
+        content,
+        lambda figure: _draw(figure, figures),
+        subfolder=f"{arguments.preset}-{arguments.group}",
+    )
+
+
+def _draw(figure, figures: dict) -> None:
+    for axes, metric in zip(figure.subplots(1, 2), ("hit@20", "ndcg@20")):
+        for offset, split in ((-0.2, "valid"), (0.2, "test")):
+            places = [place + offset for place in range(len(figures))]
+            axes.bar(places, [entry[split][metric]["mean"] for entry in figures.values()], 0.4, label=split)
+        axes.set_xticks(range(len(figures)), list(figures), rotation=15)
+        axes.set_ylabel(metric)
+        axes.legend()

@@ -1,0 +1,198 @@
+"""Tables 2 and 3: every model on one data set, one split, one evaluator, the paper's numbers beside ours.
+
+All rows score from the training part alone and mask the user's history. Models are selected on validation NDCG@20.
+The comparison at the end pools validation and test users: one held-out item a user is little.
+"""
+
+from __future__ import annotations
+
+from recbole_tokenrec.configuration import make_config
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.experiments.quoted import quoted
+from recbole_tokenrec.experiments.report import Report, Table
+from recbole_tokenrec.experiments.runs import Bench, Run, carry_out
+from recbole_tokenrec.experiments.statistics import collect, compare, mean_sd
+from recbole_tokenrec.settings import nearest
+
+TITLE = "Tables 2 and 3: every model on one data set"
+ARGUMENTS = ("rows", "without")
+
+ROWS = [
+    Run("Pop", "Pop", seeded=False),
+    Run("ItemKNN", "ItemKNN", seeded=False),
+    Run("EASE", "EASE", seeded=False),
+    Run("EASE, recency", "RecencyEASE", seeded=False),
+    Run("BPR", "BPR"),
+    Run("NeuMF", "NeuMF"),
+    Run("LightGCN", "LightGCN"),
+    Run("LightGCN-softmax", "LightGCNSoftmax"),
+    Run("GTN", "GTN"),
+    Run("LTGNN", "LTGNN"),
+    Run("SASRec", "SASRecCE"),
+    Run("BERT4Rec", "BERT4RecCE"),
+    Run("P5-RID", "P5", {"item_indexing": "rid"}),
+    Run("P5-SID", "P5", {"item_indexing": "sid"}),
+    Run("CID", "CID"),
+    Run("POD", "POD"),
+    Run("CoLLM", "CoLLM"),
+    Run("TokenRec (user-ID-only)", "TokenRec", preset="user_id_only", stage_rows=True),
+    Run("TokenRec", "TokenRec", unseen_prompt=True, stage_rows=True),
+]
+# TokenRec where its preset uses the order of items: the same without, as the paper's prompts are shuffled.
+_ORDER_BLIND = {
+    "prompt_order": "shuffled", "cf_recency": 0.0, "cf_target_recency": 0.0, "llm_target_ratio": [0.05, 0.3],
+}  # fmt: skip
+ORDER_BLIND = Run("TokenRec (order-blind)", "TokenRec", _ORDER_BLIND, stage_rows=True)
+_USE_ORDER = {"SASRec", "BERT4Rec", "EASE, recency"}  # fair rivals of a TokenRec that uses it too
+_METRICS = [f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)]
+
+
+def add_arguments(parser) -> None:
+    names = ", ".join(run.label for run in (*ROWS, ORDER_BLIND))
+    parser.add_argument("--rows", help=f"NAME[;NAME...] of: {names} (default: all)")
+    parser.add_argument("--without", help="NAME[;NAME...] of the same to leave out, e.g. the slow generative models")
+
+
+def run(bench: Bench, arguments) -> Report:
+    rows = chosen(all_rows(bench), arguments.rows, arguments.without)
+    records = carry_out(rows, bench)
+    return report(bench.dataset, records, uses_order(bench))
+
+
+def uses_order(bench: Bench) -> bool:
+    """Whether the default preset of this data set lets TokenRec see the order of items."""
+    config = make_config("TokenRec", bench.dataset, bench.config_files, bench.overrides)
+    return config["prompt_order"] == "sequential" or config["cf_recency"] > 0
+
+
+def all_rows(bench: Bench) -> list[Run]:
+    return [*ROWS, ORDER_BLIND] if uses_order(bench) else list(ROWS)
+
+
+def chosen(rows: list[Run], only: str | None, without: str | None) -> list[Run]:
+    """The rows that ``--rows`` and ``--without`` leave.
+
+    Raises:
+        ConfigError: a name that no row has, or no row is left.
+    """
+    labels = [run.label for run in rows]
+    for text in filter(None, (only, without)):
+        for name in text.split(";"):
+            if name not in labels:
+                raise ConfigError(f"rows: '{name}' is not known{nearest(name, labels)}; allowed: {'; '.join(labels)}")
+    left = [run for run in rows if (not only or run.label in only.split(";"))]
+    left = [run for run in left if run.label not in (without or "").split(";")]
+    if not left:
+        raise ConfigError("rows: none is left")
+    return left
+
+
+def report(dataset: str, records: list[dict], with_order: bool) -> Report:
+    entries = collect(records)
+    paper = quoted("overall", dataset)
+    figures = {
+        label: {
+            "seeds": entry["seeds"],
+            **{
+                split: {metric: dict(zip(("mean", "sd"), mean_sd(entry[split][metric]))) for metric in _METRICS}
+                for split in ("valid", "test")
+            },
+        }
+        for label, entry in entries.items()
+    }
+    comparisons = _comparisons(entries, with_order)
+    tables = [
+        _table("Validation", figures, "valid"),
+        _table("Test", figures, "test"),
+        Table("The paper's own numbers (quoted, test)", ["model", *_METRICS], _quoted_rows(paper)),
+        Table(
+            "TokenRec against its rivals, NDCG@20, validation and test together",
+            ["TokenRec row", "rival", "ratio", "95 % interval of the difference", "p"],
+            [
+                [c["row"], f"{c['rival']} ({c['role']})", f"{c['ratio']:.3f}", f"{c['low']:+.4f} … {c['high']:+.4f}",
+                 f"{c['p']:.2g}"]
+                for c in comparisons
+            ],
+        ),
+        Table(
+            "Cost",
+            ["model", "seconds to train", "peak memory, MB", "parameters"],
+            [
+                [r["label"], f"{r['seconds']['train']:.0f}", f"{r['peak_rss_mb']:.0f}", f"{r['parameters']:,}"]
+                for r in records
+                if r["seed"] == records[0]["seed"]
+            ],
+        ),
+    ]  # fmt: skip
+    data = records[0]["data"]
+    number = max(len(entry["seeds"]) for entry in entries.values())
+    sentences = [
+        f"{data['users']} users, {data['items']} items, {data['interactions']} interactions; leave-one-out by time, "
+        f"full sort, history masked, scores from the training part only, selection on validation NDCG@20. "
+        f"{number} seed{'s' if number > 1 else ''}; mean ± standard deviation over seeds.",
+    ]
+    if with_order:
+        sentences.append(
+            "The default preset lets TokenRec use the order of items here; the rivals that use it too are "
+            f"{', '.join(sorted(_USE_ORDER))}, and the order-blind row is compared with the others."
+        )
+    content = {"dataset": data, "rows": figures, "comparisons": comparisons, "paper": paper, "trainings": [
+        {key: r[key] for key in ("label", "seed", "seconds", "peak_rss_mb", "parameters", "config", "versions")}
+        for r in records
+    ]}  # fmt: skip
+    return Report(f"{dataset}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
+
+
+def _comparisons(entries: dict, with_order: bool) -> list[dict]:
+    """Each TokenRec row against its best baseline by validation, and against its own collaborative stage."""
+    baselines = [name for name in entries if not name.startswith("TokenRec")]
+    orderless = [name for name in baselines if name not in _USE_ORDER]
+    found = []
+    for label in [label for label in entries if label.startswith("TokenRec") and "own stage" not in label]:
+        blind = with_order and label == ORDER_BLIND.label
+        parent = label.replace(" (unseen prompt)", "")
+        stages = [name for name in entries if name.startswith(f"{parent}: own stage")]
+        rivals = {"best baseline": orderless if blind else baselines, "its own stage": stages}
+        if with_order and not blind:
+            rivals["best that ignores order"] = orderless
+        if label != parent:
+            rivals["seen prompt"] = [parent]
+        if "user-ID-only" in label and "TokenRec" in entries:
+            rivals["full prompt"] = ["TokenRec"]
+        for role, names in rivals.items():
+            rival = _best(entries, names)
+            if rival:
+                found.append({"row": label, "rival": rival, "role": role, **compare(entries[label], entries[rival])})
+    return found
+
+
+def _best(entries: dict, names: list[str]) -> str | None:
+    """The name with the best mean validation NDCG@20."""
+    return max(names, key=lambda name: mean_sd(entries[name]["valid"]["ndcg@20"])[0], default=None)
+
+
+def _table(title: str, figures: dict, split: str) -> Table:
+    def cell(value):
+        return f"{value['mean']:.4f}" + ("" if value["sd"] != value["sd"] else f" ± {value['sd']:.4f}")
+
+    rows = [[label, *(cell(figures[label][split][m]) for m in _METRICS)] for label in figures]
+    return Table(title, ["model", *_METRICS], rows)
+
+
+def _quoted_rows(paper: dict) -> list[list[str]]:
+    return [[label, *(f"{value:.4f}" for value in values)] for label, values in paper.items()]
+
+
+def _draw(figure, figures: dict, paper: dict) -> None:
+    axes = figure.subplots()
+    labels = list(figures)[::-1]
+    for offset, split, colour in ((0.2, "valid", "#9ecae1"), (-0.2, "test", "#3182bd")):
+        values = [figures[label][split]["ndcg@20"] for label in labels]
+        error = [0 if value["sd"] != value["sd"] else value["sd"] for value in values]
+        places = [place + offset for place in range(len(labels))]
+        axes.barh(places, [value["mean"] for value in values], 0.4, xerr=error, color=colour, label=split)
+    axes.set_yticks(range(len(labels)), labels)
+    if "TokenRec" in paper:
+        axes.axvline(paper["TokenRec"][4], color="grey", linestyle=":", label="the paper's TokenRec (test)")
+    axes.set_xlabel("NDCG@20")
+    axes.legend()

@@ -1,0 +1,151 @@
+"""Trainings of an experiment, each kept in a JSON file of its own, so that nothing is trained twice.
+
+A file's name holds a hash of what its numbers depend on: the configuration, the data file, and the versions. Change any
+and the training is done anew; otherwise its numbers are read back. Beside the metrics a file holds every user's rank of
+the held-out item, which the significance tests read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from recbole_tokenrec.configuration import known_keys, make_config
+from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
+from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.settings import read_settings
+
+# Settings that say where and how loudly, not what: two runs that differ in these alone have the same numbers.
+_NO_MATTER = {
+    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
+    "worker", "memory_budget_gb", "stage_cache",
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One row of a table, or several from one training.
+
+    Attributes:
+        label: the row's name.
+        model: ours or RecBole's.
+        keys: settings that make the row what it is.
+        preset: TokenRec's.
+        seeded: whether the seed changes anything; a closed-form model is run once.
+        unseen_prompt: add a row of the same weights with the unseen template.
+        stage_rows: add TokenRec's own collaborative stage, scored by dot product and by cosine.
+    """
+
+    label: str
+    model: str
+    keys: dict = {}
+    preset: str | None = None
+    seeded: bool = True
+    unseen_prompt: bool = False
+    stage_rows: bool = False
+
+
+class Bench(NamedTuple):
+    """What all trainings of an experiment share."""
+
+    dataset: str
+    folder: Path
+    seeds: tuple[int, ...]
+    config_files: tuple = ()
+    overrides: dict = {}
+
+    def config(self, run: Run, seed: int):
+        """RecBole's ``Config`` of one training; the user's keys win over those of the row, except the seed.
+
+        Raises:
+            ConfigError: a key that no model of RecBole's or ours has, or a wrong value.
+        """
+        keys = {**run.keys, **self.overrides, "seed": seed}
+        known = known_keys(run.model) | known_keys("TokenRec")
+        if run.preset:
+            keys["preset"] = run.preset
+        config = make_config(run.model, self.dataset, self.config_files, keys, known)
+        if run.model == "TokenRec":
+            read_settings(config)
+        return config
+
+
+def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
+    """Train what is not there yet; one record for each run and seed, in order.
+
+    A record holds ``label``, ``seed``, ``data`` (the data set's entry), ``rows`` (each ``{"label", "valid", "test",
+    "ranks"}``), ``seconds``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``.
+    """
+    planned = [(run, seed) for run in runs for seed in (bench.seeds if run.seeded else bench.seeds[:1])]
+    configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
+    records = []
+    bar = tqdm(total=len(planned), ncols=110, desc="trainings", disable=not configs[0]["show_progress"])
+    for (run, seed), config in zip(planned, configs):
+        bar.set_postfix_str(f"{run.label}, seed {seed}")
+        path = record_path(bench, run, seed, config)
+        if not path.exists():
+            write_json(path, _train(run, seed, config))
+        records.append(json.loads(path.read_text(encoding="utf-8")))
+        bar.update()
+    bar.close()
+    return records
+
+
+def record_path(bench: Bench, run: Run, seed: int, config) -> Path:
+    """Where the record of one training lies."""
+    return bench.folder / "runs" / f"{_slug(run.label)}-{seed}-{_identity(run, config)}.json"
+
+
+def _train(run: Run, seed: int, config) -> dict:
+    trained = run_model(config)
+    trainer = trained.trainer
+    splits = {"valid": trained.valid_data, "test": trained.test_data}
+    rows = [{"label": run.label, **{split: trained.row[split] for split in splits}, "ranks": trained.ranks}]
+    if run.unseen_prompt:
+        settings = trainer.model.settings
+        before, settings.prompt = settings.prompt, "unseen"
+        rows.append(_row(f"{run.label} (unseen prompt)", trainer, splits, _evaluation(trainer)))
+        settings.prompt = before
+    if run.stage_rows:
+        for score in ("dot", "cosine"):
+            evaluate = functools.partial(trainer.evaluate_collaborative, score=score)
+            rows.append(_row(f"{run.label}: own stage, {score}", trainer, splits, evaluate))
+    kept = ("seconds", "peak_rss_mb", "parameters", "config", "codes", "stages", "checkpoint")
+    return {
+        "label": run.label,
+        "model": run.model,
+        "seed": seed,
+        "data": trained.data,
+        "rows": rows,
+        **{key: trained.row[key] for key in kept if key in trained.row},
+        "versions": versions(),
+    }
+
+
+def _evaluation(trainer):
+    return functools.partial(trainer.evaluate, load_best_model=False, show_progress=False)
+
+
+def _row(label: str, trainer, splits: dict, evaluate) -> dict:
+    row = {"label": label, "ranks": {}}
+    for split, data in splits.items():
+        metrics, row["ranks"][split] = with_ranks(trainer, data, evaluate)
+        row[split] = plain(dict(metrics))
+    return row
+
+
+def _identity(run: Run, config) -> str:
+    settings = {k: v for k, v in plain(config.final_config_dict).items() if k not in _NO_MATTER}
+    file = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
+    what = [settings, run.unseen_prompt, run.stage_rows, versions()]
+    digest.update(json.dumps(what, sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()

@@ -1,0 +1,55 @@
+"""From records of trainings to what a table says: means, standard deviations, paired tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+
+def collect(records: list[dict]) -> dict[str, dict]:
+    """Label of a row -> its figures over the seeds, in the order of the records.
+
+    Returns:
+        ``{"seeds": [...], "valid": {metric: [values]}, "test": {...}, "ranks": {"valid": (seeds, users), ...}}``
+    """
+    rows: dict[str, dict] = {}
+    for record in records:
+        for row in record["rows"]:
+            entry = rows.setdefault(row["label"], {"seeds": [], "valid": {}, "test": {}, "ranks": {}})
+            entry["seeds"].append(record["seed"])
+            for split in ("valid", "test"):
+                for metric, value in row[split].items():
+                    entry[split].setdefault(metric, []).append(value)
+                entry["ranks"].setdefault(split, []).append(row["ranks"][split])
+    return rows
+
+
+def mean_sd(values) -> tuple[float, float]:
+    """Mean and sample standard deviation (nan for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def ndcg_per_user(ranks, k: int = 20) -> np.ndarray:
+    """Ranks (seeds, users), 0 for "not found" -> each user's mean NDCG@k over the seeds, with one relevant item."""
+    ranks = np.asarray(ranks, dtype=float)
+    found = (ranks > 0) & (ranks <= k)
+    return np.where(found, 1 / np.log2(np.where(found, ranks, 1) + 1), 0.0).mean(axis=0)
+
+
+def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20) -> dict:
+    """Paired t-test over users of NDCG@k, seeds averaged, the splits' users pooled.
+
+    Returns:
+        ``ratio`` of the means, ``difference``, its 95 % interval ``low``, ``high``, and ``p`` (two-sided).
+    """
+    ours = np.concatenate([ndcg_per_user(entry["ranks"][split], k) for split in splits])
+    theirs = np.concatenate([ndcg_per_user(other["ranks"][split], k) for split in splits])
+    test = stats.ttest_rel(ours, theirs)
+    interval = test.confidence_interval()
+    return {
+        "ratio": float(ours.mean() / theirs.mean()) if theirs.mean() else float("nan"),
+        "difference": float((ours - theirs).mean()),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "p": float(test.pvalue),
+    }

@@ -1,0 +1,3 @@
+from recbole_tokenrec.models.sasrec_ce import SASRecCE
+
+__all__ = ["SASRecCE"]

@@ -1,0 +1,41 @@
+"""Product quantisation: k-means in K orthogonal parts of the space, no encoder and nothing learnt but a linear decoder.
+
+It is where :class:`MQTokenizer` starts from under ``mq_kmeans_init``; beside it one sees what MQ's training adds.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from recbole_tokenrec.tokenizers.mq import MQTokenizer, k_means
+
+
+class KMeansTokenizer(MQTokenizer):
+    """MQ-Tokenizer reduced to its linear short cuts; codewords are k-means centres and stay there."""
+
+    def __init__(self, input_dim: int, num_codebooks: int, codebook_size: int, **options):
+        super().__init__(input_dim, num_codebooks, codebook_size, **{**options, "skip": True})
+        self.encoders = self.decoder = None
+        self.encoder_skip.requires_grad_(False)
+        self.codebooks.requires_grad_(False)
+
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder_skip(x)
+
+    def decoded(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.decoder_skip(pooled)
+
+    def loss(self, output) -> torch.Tensor:
+        """The reconstruction alone: there is no encoder to commit and no codebook to learn."""
+        return output.losses["reconstruction"]
+
+    @torch.no_grad()
+    def start_from(self, x: torch.Tensor, seed: int) -> None:
+        rows = self.standardise(x)
+        self.split_space(rows)
+        for way, part in enumerate(self.encoded(rows)):
+            centres = k_means(part, self.codebook_size, seed + way)
+            self.codebooks[way, : len(centres)] = centres
+
+    def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
+        return 0
