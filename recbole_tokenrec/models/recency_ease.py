@@ -34,7 +34,7 @@ class RecencyEASE(GeneralRecommender):
         for key, least in (("reg_weight", 1e-12), ("recency", 0.0)):
             if not isinstance(config[key], (int, float)) or config[key] < least:
                 raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: float >= {least:g}")
-        histories = Histories.from_dataset(dataset)
+        self.histories = histories = Histories.from_dataset(dataset)
         rows, items = histories.rows().numpy(), histories.items.numpy()
         shape = (self.n_users, self.n_items)
         seen = sp.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, items)), shape=shape)

@@ -17,6 +17,12 @@ QUICK = {
     "LightGCNSoftmax": {"embedding_size": 16, "train_batch_size": 16, "epochs": 20},
     "GTN": {"epochs": 20, "train_batch_size": 64, "embedding_size": 16},
     "LTGNN": {"epochs": 20, "train_batch_size": 64, "embedding_size": 16},
+    "SASRecCE": {"epochs": 40, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 3e-3},
+    "BERT4RecCE": {
+        "epochs": 100, "stopping_step": 20, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 5e-3,
+        "mask_ratio": 0.4,
+    },
+    "RecencyEASE": {"recency": 0.5},
 }  # fmt: skip
 
 

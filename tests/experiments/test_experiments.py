@@ -1,0 +1,167 @@
+"""The commands on the toy data: four files, resumable, ranks that give the metrics, mistakes in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.experiments.generalize import left_out_users
+from recbole_tokenrec.experiments.statistics import ndcg_per_user
+
+pytest.importorskip("matplotlib")
+FAST = [
+    "--cf_embedding_size=16", "--cf_epochs=3", "--cf_train_batch_size=16", "--mq_codebook_size=16",
+    "--mq_num_codebooks=3", "--mq_user_num_codebooks=3", "--mq_hidden_size=32", "--mq_min_steps=20", "--mq_epochs=2",
+    "--llm_epochs=1", "--llm_eval_step=1", "--epochs=2", "--show_progress=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def experiment(toy_data, tmp_path):
+    """``experiment(name, *arguments)``: exit code, and the result file's content."""
+
+    def call(name, *arguments, seeds=1, folder=""):
+        code = main(
+            ["experiment", name, "--dataset", "toy", "--data_path", str(toy_data), "--output_dir", str(tmp_path)]
+            + ["--seeds", str(seeds), *arguments]
+        )
+        where = tmp_path / "experiments" / name / "toy" / folder
+        file = where / "result.json"
+        return code, json.loads(file.read_text()) if file.is_file() else None, where
+
+    return call
+
+
+@pytest.mark.recipe
+def test_overall_writes_all_files_and_goes_on_where_it_stopped(experiment, monkeypatch, capsys):
+    code, result, folder = experiment("overall", "--rows", "Pop;BPR;TokenRec", *FAST, seeds=2)
+    assert code == 0
+    page = (folder / "index.html").read_text()
+    assert "<svg" in page and "http://" not in page.split("</svg>")[1] and "TokenRec" in page
+    assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    labels = ["Pop", "BPR", "TokenRec", "TokenRec (unseen prompt)"]
+    labels += [f"TokenRec: own stage, {score}" for score in ("dot", "cosine")]
+    assert list(result["rows"]) == labels
+    assert result["rows"]["Pop"]["seeds"] == [2020] and result["rows"]["BPR"]["seeds"] == [2020, 2021]
+    roles = {(c["row"], c["role"]) for c in result["comparisons"]}
+    assert {("TokenRec", "best baseline"), ("TokenRec", "its own stage")} <= roles
+    assert ("TokenRec (unseen prompt)", "seen prompt") in roles
+    text = (folder / "result.md").read_text()
+    assert "recbole-tokenrec experiment overall --dataset toy --seeds 2" in text and "±" in text
+
+    # ranks are those of the metrics
+    records = [json.loads(file.read_text()) for file in (folder / "runs").glob("*.json")]
+    assert len(records) == 5
+    for record in records:
+        for row in record["rows"]:
+            for split in ("valid", "test"):
+                assert len(row["ranks"][split]) == 48
+                mean = ndcg_per_user([row["ranks"][split]]).mean()
+                assert mean == pytest.approx(row[split]["ndcg@20"], abs=1e-5)
+
+    # nothing is trained again; a changed setting is
+    monkeypatch.setattr("recbole_tokenrec.experiments.runs.run_model", None)
+    assert experiment("overall", "--rows", "Pop;BPR;TokenRec", *FAST, seeds=2)[1] == result
+    with pytest.raises(TypeError):
+        experiment("overall", "--rows", "Pop;BPR;TokenRec", *FAST, "--mq_beta=0.5", seeds=2)
+    capsys.readouterr()
+
+
+@pytest.mark.recipe
+def test_ablation_compares_every_part_with_the_full_model(experiment, monkeypatch):
+    from recbole_tokenrec.experiments import ablation
+
+    original, full = ablation.variants, []
+
+    def some(settings):
+        found = original(settings)
+        full.extend(found)
+        return {label: found[label] for label in ("full", "w/o HOCK", "tokens: residual quantisation")}
+
+    monkeypatch.setattr(ablation, "variants", some)
+    code, result, _ = experiment("ablation", "--preset", "user_id_only", *FAST)
+    assert code == 0
+    expected = {"full", "w/o HOCK", "w/o K-way", "w/o masking", "tokens: residual quantisation", "tokens: k-means"}
+    assert expected <= set(full)
+    assert set(result["against_reference"]) == set(result["variants"]) - {"full"}
+
+
+@pytest.mark.recipe
+def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(experiment, monkeypatch):
+    from recbole_tokenrec.experiments import generalize
+
+    seen = {}
+    original = generalize.fold_in
+
+    def spy(model, histories, users):
+        seen["trained on"] = model.histories.counts()[users].sum().item()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        original(model, histories, users)
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        seen["changed"] = changed
+
+    monkeypatch.setattr(generalize, "fold_in", spy)
+    fast = [a for a in FAST if not a.startswith("--cf_epochs")] + ["--cf_epochs=20"]
+    code, result, _ = experiment("generalize", "--share", "0.2", *fast, folder="tuned-least")
+    assert code == 0
+    assert seen["trained on"] == 0
+    assert seen["changed"] == {"user_vectors", "user_codes"}  # tables, tokenizers and language model are untouched
+    assert result["users"] == 10
+    # the toy's answer: an item of his own group, which popularity finds once in four times
+    assert result["figures"]["unseen users"]["test"]["hit@20"]["mean"] > 0.8
+
+
+@pytest.mark.recipe
+def test_efficiency_times_the_same_users_with_every_model(experiment):
+    code, result, _ = experiment(
+        "efficiency", "--backbone", "t5-scratch-mini", "--users", "4", "--rounds", "1", "--k", "5", *FAST
+    )
+    assert code == 0
+    assert set(result["ms_per_user"]) == {"P5", "POD", "CID", "TokenRec", "TokenRec (user-ID-only)"}
+    assert all(value > 0 for value in result["ms_per_user"].values())
+    assert result["acceleration"]["TokenRec"]["P5"] == pytest.approx(
+        result["ms_per_user"]["P5"] / result["ms_per_user"]["TokenRec"]
+    )
+
+
+@pytest.mark.recipe
+def test_tune_orders_the_grid_by_validation(experiment):
+    code, result, _ = experiment("tune", "--model", "EASE", "--show_progress=false", folder="EASE")
+    assert code == 0
+    scores = {point["reg_weight"]: point["valid_ndcg@20"] for point in result["points"]}
+    assert len(scores) == 8 and result["best"]["reg_weight"] == max(scores, key=scores.get)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["overall", "--rows", "EASI"], "rows: 'EASI' is not known; did you mean 'EASE'?"),
+        (["overall", "--rows", "EASE", "--without", "EASE"], "rows: none is left"),
+        (["overall", "--seeds", "0"], "--seeds: 0 is not allowed"),
+        (["overall", "--mq_num_codeboks=3"], "unknown configuration key 'mq_num_codeboks'; did you mean"),
+        (["ablation", "--preset", "tunned"], "preset: 'tunned' is not known"),
+        (["generalize", "--share", "1.5"], "--share: 1.5 is not allowed"),
+        (["efficiency", "--users", "0"], "--users: 0 is not allowed"),
+        (["tune", "--model", "Pop"], "'Pop' has no grid"),
+        (["masking", "--mq_masking_ratio=2"], "mq_masking_ratio: 2"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, text, toy_data, tmp_path, capsys):
+    where = ["--dataset", "toy", "--data_path", str(toy_data), "--output_dir", str(tmp_path / "out")]
+    assert main(["experiment", arguments[0], *where, *arguments[1:], "--show_progress=false"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and text in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.unit
+def test_the_group_of_least_history_is_that_and_ties_go_by_seed():
+    counts = torch.tensor([0, 5, 2, 2, 2, 9, 1, 7])
+    group = left_out_users(counts, "least", 0.34, seed=1)
+    assert len(group) == 2 and set(group.tolist()) <= {2, 3, 4}
+    groups = {tuple(left_out_users(counts, "least", 0.34, seed).tolist()) for seed in range(20)}
+    assert len(groups) == 3
+    assert 6 not in np.concatenate([left_out_users(counts, "random", 0.9, s) for s in range(5)])
