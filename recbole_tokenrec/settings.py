@@ -78,8 +78,21 @@ OPTIONS: dict[str, Option] = {
     ),
     "cf_user_table": Option(bool, "Users have an embedding of their own, not only what their items propagate."),
     "cf_item_offset": Option(bool, "Items have an offset between what they propagate and where they are retrieved."),
-    "cf_recency": _float("An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph."),
-    "cf_target_recency": _float("The same exponent for its weight as a training target."),
+    "cf_targets": _choice(
+        "softmax_cosine: all of a user's items are targets of his vector; next: the next few after a random cut in "
+        "time, his vector being made of what lies before; mixed: the next few, or a random part and the rest.",
+        "all",
+        "next",
+        "mixed",
+    ),
+    "cf_target_ratio": Option(
+        list, "With cf_targets: next or mixed, least and largest share of a user's items that are targets."
+    ),
+    "cf_recency": _float(
+        "An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph. With cf_targets: next or "
+        "mixed the exponent is learnt, from this value on."
+    ),
+    "cf_target_recency": _float("With cf_targets: all, the same exponent for its weight as a target."),
     "cf_reg_weight": _float("RecBole's reg_weight: L2 on the un-propagated embeddings, with cf_loss: own."),
     "cf_train_batch_size": _int("Users (softmax_cosine) or interactions (own) of a batch.", 1),
     "cf_eval_step": _int("Epochs between two validations.", 1),
@@ -150,7 +163,13 @@ OPTIONS: dict[str, Option] = {
     # prompts, Section 2.4.1
     "prompt": _choice("Templates at evaluation: the ten seen ones, or the unseen eleventh.", "seen", "unseen"),
     "prompt_history": Option(bool, "List the user's items in the prompt; false is the paper's user-ID-only form."),
-    "prompt_style": _choice("printed as in the paper, or compact: the items' tokens alone.", "printed", "compact"),
+    "prompt_style": _choice(
+        "printed as in the paper; compact: the items' tokens alone, without words between them; pooled: each user or "
+        "item takes one position, the sum of its tokens' embeddings.",
+        "printed",
+        "compact",
+        "pooled",
+    ),
     "prompt_order": _choice("Order of the items in the prompt.", "shuffled", "sequential"),
     "prompt_max_history": _int("Most items of a prompt.", 1),
     "prompt_max_tokens": _int("Longest prompt in tokens (T5: 512).", 16),
@@ -186,9 +205,9 @@ def read_settings(config) -> Settings:
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
-    low_high = settings.llm_target_ratio
-    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] < 1:
-        raise ConfigError(f"llm_target_ratio: {low_high} is not allowed; allowed: two shares [low, high] within (0, 1)")
+    for key in ("cf_target_ratio", "llm_target_ratio"):
+        if not _are_shares(values[key]):
+            raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")
     inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
     if settings.llm_user_tokens == "visible" and not inductive:
         raise ConfigError(
@@ -200,9 +219,19 @@ def read_settings(config) -> Settings:
         raise ConfigError(
             f"cf_model: '{settings.cf_model}' has a loss of its own; set cf_loss: own (softmax_cosine needs LightGCN)"
         )
+    splits = settings.cf_loss == "softmax_cosine" and settings.cf_targets != "all"
+    if splits and (settings.cf_user_table or settings.cf_n_layers == 0):
+        raise ConfigError(
+            f"cf_targets: '{settings.cf_targets}' needs cf_user_table: false and cf_n_layers of at least 1"
+        )
     if settings.cf_loss == "softmax_cosine" and settings.cf_n_layers == 0 and not settings.cf_user_table:
         raise ConfigError("cf_n_layers: 0 leaves users without a representation; set cf_user_table: true")
     return settings
+
+
+def _are_shares(values: list) -> bool:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return numbers and len(values) == 2 and 0 < values[0] <= values[1] < 1
 
 
 def check(key: str, value: Any) -> Any:

@@ -38,6 +38,8 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         "target_weight": settings.cf_target_weight,
         "user_table": settings.cf_user_table,
         "item_offset": settings.cf_item_offset,
+        "targets": settings.cf_targets,
+        "target_ratio": settings.cf_target_ratio,
         "recency": settings.cf_recency,
         "target_recency": settings.cf_target_recency,
         **(settings.cf_config or {}),

@@ -11,6 +11,7 @@ import scipy.linalg
 import scipy.sparse as sp
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from recbole_tokenrec.llm.backbone import Backbone
 from recbole_tokenrec.llm.prompts import PromptBatch
@@ -46,15 +47,24 @@ class LLM4Rec(nn.Module):
 
     def forward(self, prompt: PromptBatch, base: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts (B, T) -> z (B, d); ``base`` (B, d), if given, is added: the projection then learns a correction."""
+        words = self.backbone.get_input_embeddings()
+        embeds = words(prompt.input_ids)  # (B, T, width)
+        for entities in prompt.entities:
+            embeds = embeds.masked_scatter(entities.at.unsqueeze(-1), self._pooled(entities.tokens))
         start = torch.full((len(prompt.input_ids), 1), self.start_id, device=prompt.input_ids.device)
         hidden = self.backbone(
-            input_ids=prompt.input_ids,
+            inputs_embeds=embeds,
             attention_mask=prompt.attention_mask,
             decoder_input_ids=start,
             use_cache=False,
         ).last_hidden_state  # (B, 1, width)
         z = self.projection(hidden[:, 0].float())  # (B, d)
         return z if base is None else z + base
+
+    def _pooled(self, tokens: torch.Tensor) -> torch.Tensor:
+        """One vector an entity from its ID tokens (n, K): the sum of their embeddings, at a word's scale. (n, width)"""
+        table = self.backbone.get_input_embeddings().weight
+        return F.embedding_bag(tokens, table, mode="sum") / tokens.shape[1] ** 0.5
 
     @torch.no_grad()
     def start_token_embeddings(self, token_ids: torch.Tensor, directions: torch.Tensor, seed: int) -> None:

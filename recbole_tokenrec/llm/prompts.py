@@ -45,7 +45,7 @@ USER_TEMPLATES = (
     "Please recommend something fresh for {user}.",
 )
 NUM_SEEN = 10
-PRINTED, COMPACT = "printed", "compact"
+PRINTED, COMPACT, POOLED = "printed", "compact", "pooled"
 
 
 class Blocks(NamedTuple):
@@ -57,11 +57,22 @@ class Blocks(NamedTuple):
     tail: torch.Tensor
 
 
+class Entities(NamedTuple):
+    """Users or items that take one position each: ``at`` (B, T) bool, where; ``tokens`` (n, K), their ID tokens."""
+
+    at: torch.Tensor
+    tokens: torch.Tensor
+
+
 class PromptBatch(NamedTuple):
-    """``input_ids`` (B, T) int64 and ``attention_mask`` (B, T) int64, padded on the right."""
+    """``input_ids`` (B, T) int64 and ``attention_mask`` (B, T) int64, padded on the right.
+
+    In the style ``pooled`` the ids at the positions of ``entities`` stand for nothing: see :class:`Entities`.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    entities: tuple[Entities, ...] = ()
 
 
 def all_texts() -> list[str]:
@@ -78,7 +89,8 @@ class PromptBuilder:
         user_ids, item_ids: (K, L) token ids of the ID tokens; users and items may differ in K.
         history: whether the prompt lists the user's items.
         style: ``printed`` as in the paper (``item_<v1-4>…, item_…``), or ``compact``: the items' tokens alone,
-            one after the other, which saves the words between them.
+            one after the other, which saves the words between them; or ``pooled``: each user or item takes one
+            position, at which the model reads the sum of its tokens' embeddings.
         max_tokens: the prompt's limit; histories are cut to the items that fit, never within an item.
     """
 
@@ -114,8 +126,9 @@ class PromptBuilder:
     def capacity(self, template: int) -> int:
         """How many items fit beside the template's words and the user's tokens."""
         head, link, separator, tail = (len(block) for block in self.blocks[template])
-        room = self.max_tokens - head - link - tail - len(self.user_table) + separator
-        return max(room // (len(self.item_table) + separator), 0) if self.history else 0
+        user, item = (1, 1) if self.style == POOLED else (len(self.user_table), len(self.item_table))
+        room = self.max_tokens - head - link - tail - user + separator
+        return max(room // (item + separator), 0) if self.history else 0
 
     def build(
         self,
@@ -134,9 +147,12 @@ class PromptBuilder:
         """
         head, link, separator, tail = (block.to(user_codes.device) for block in self.blocks[template])
         batch, device = len(user_codes), user_codes.device
-        parts = [head.expand(batch, -1), _look_up(self.user_table, user_codes), link.expand(batch, -1)]
+        pooled = self.style == POOLED
+        users, items = _look_up(self.user_table, user_codes), None  # (B, K)
+        parts = [head.expand(batch, -1), users[:, :1] if pooled else users, link.expand(batch, -1)]
         if item_codes is not None and item_codes.shape[1] > 0:
-            items = _look_up(self.item_table, item_codes)  # (B, M, K)
+            all_items = _look_up(self.item_table, item_codes)  # (B, M, K)
+            items = all_items[..., :1] if pooled else all_items
             spaced = separator.expand(batch, items.shape[1], -1)  # (B, M, s)
             parts.append(torch.cat([items, spaced], dim=2).flatten(1))  # (B, M * (K + s))
             step = items.shape[2] + len(separator)
@@ -149,7 +165,15 @@ class PromptBuilder:
         ends = start + used.unsqueeze(1) + torch.arange(len(tail), device=device)  # (B, t)
         ids = ids.scatter(1, ends, tail.expand(batch, -1))[:, : int(length.max())]
         mask = torch.arange(ids.shape[1], device=device) < length.unsqueeze(1)
-        return PromptBatch(ids.masked_fill(~mask, self.pad_id), mask.long())
+        entities = ()
+        if pooled:
+            place = torch.arange(ids.shape[1], device=device).expand(batch, -1)
+            entities = (Entities(place == len(head), users),)
+            if items is not None:
+                listed = torch.arange(items.shape[1], device=device) < num_items.unsqueeze(1)  # (B, M)
+                at = (place >= start) & (place < start + num_items.unsqueeze(1))
+                entities += (Entities(at, all_items[listed]),)
+        return PromptBatch(ids.masked_fill(~mask, self.pad_id), mask.long(), entities)
 
     def _parse(self, template: str) -> Blocks:
         """Tokenize a rendered example and cut it where its ID tokens stand (the user before the items)."""

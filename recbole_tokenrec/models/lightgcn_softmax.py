@@ -13,9 +13,15 @@ Two things differ from LightGCN besides the loss, each an option:
 ``item_offset: true``
     q_j = propagated item + an offset of its own, started at 0: what an item gives to its users' vectors and where it
     lies as a target need not be the same place.
-``recency``, ``target_recency``
-    Exponents: an interaction that is the a-th newest of its user (a = 0, 1, …) weighs (a + 1)^-recency in the graph
-    and (a + 1)^-target_recency as a target. 0 ignores time, as the paper does.
+``targets: next``
+    The paper asks a user's vector for the very items that it is made of. Here a history is cut at a random moment,
+    p_u is made of what lies before, and the next few items are the targets, as at evaluation. Interests fade: an item
+    with a newer ones after it weighs (a + 1)^-recency in p_u, and the exponent is learnt, from ``recency`` on.
+``targets: mixed``
+    The same for one half of the users of an epoch; for the other half random items are held out: for data in which
+    order says little.
+``recency``, ``target_recency`` with ``targets: all``
+    The same exponent, fixed, in the graph, and another one for the weight as a target. 0 ignores time, as the paper.
 """
 
 from __future__ import annotations
@@ -31,15 +37,25 @@ from torch.nn import functional as F
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.graph import SparseMatrix
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.training.loaders import AGE
+from recbole_tokenrec.training.loaders import (
+    AGE,
+    TARGET_ITEMS,
+    TARGET_ROWS,
+    VISIBLE_ITEMS,
+    VISIBLE_ROWS,
+    HeldOutByUser,
+    PairsByUser,
+)
 from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
+from recbole_tokenrec.training.parts import mixed_part, next_part
 
 
 class LightGCNSoftmax(GeneralRecommender):
     """See the module's docstring.
 
-    Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n items
-        weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``recency``, ``target_recency``.
+    Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n targets
+        weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``targets``, ``target_ratio`` (least
+        and largest share of a user's items held out), ``recency``, ``target_recency``.
     """
 
     input_type = InputType.PAIRWISE
@@ -51,7 +67,12 @@ class LightGCNSoftmax(GeneralRecommender):
         self.n_layers = config["n_layers"]
         self.temperature = config["temperature"]
         self.target_weight = config["target_weight"]
-        self.recency, self.target_recency = config["recency"], config["target_recency"]
+        self.targets = config["targets"]
+        self.splits = self.targets != "all"  # users are made of one part of their items and asked for another
+        self.target_ratio = tuple(config["target_ratio"])
+        self.recency, self.target_recency = float(config["recency"]), config["target_recency"]
+        if self.splits:
+            self.recency = nn.Parameter(torch.tensor(self.recency))
         precision = config["precision"] or "auto"
         self.low_precision = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
         self.histories = Histories.from_dataset(dataset)
@@ -67,11 +88,12 @@ class LightGCNSoftmax(GeneralRecommender):
     def _build_graph(self) -> None:
         """R (n_users, n_items) takes items to users, R_uj = age weight / sqrt(deg u deg j); its transpose back."""
         rows, items = self.histories.rows().numpy(), self.histories.items.numpy()
-        age = self.histories.ages().numpy()
         degree = np.bincount(items, minlength=self.n_items)
         self.item_scale = torch.from_numpy(np.maximum(degree, 1).astype(np.float32) ** -0.5)
         user_scale = np.maximum(self.histories.counts().numpy(), 1) ** -0.5
-        weights = user_scale[rows] * self.item_scale.numpy()[items] * (age + 1.0) ** -self.recency
+        weights = user_scale[rows] * self.item_scale.numpy()[items]
+        if not self.splits:
+            weights = weights * (self.histories.ages().numpy() + 1.0) ** -self.recency
         matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
         self.to_users = SparseMatrix(matrix).to(self.device)
         self.to_items = SparseMatrix(matrix.T).to(self.device)
@@ -89,11 +111,16 @@ class LightGCNSoftmax(GeneralRecommender):
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Users (n_users, d) and items (n_items, d)."""
         users, items = self._layers()
-        user_vectors = sum(layer for layer in users if layer is not None) / (self.n_layers + 1)
-        item_vectors = sum(layer for layer in items if layer is not None) / (self.n_layers + 1)
-        return user_vectors, item_vectors if self.item_offset is None else item_vectors + self.item_offset
+        item_vectors = self._item_vectors(items)
+        if self.splits:
+            rows, ages = self.histories.rows().to(self.device), self.histories.ages().to(self.device)
+            return self.fold_in(rows, self.histories.items.to(self.device), ages, self.n_users), item_vectors
+        return sum(layer for layer in users if layer is not None) / (self.n_layers + 1), item_vectors
 
-    @torch.no_grad()
+    def _item_vectors(self, layers: list) -> torch.Tensor:
+        vectors = sum(layer for layer in layers if layer is not None) / (self.n_layers + 1)
+        return vectors if self.item_offset is None else vectors + self.item_offset
+
     def item_inputs(self) -> torch.Tensor:
         """(n_items, d): what an item adds to the vector of a user who takes it, its own degree included.
 
@@ -110,12 +137,24 @@ class LightGCNSoftmax(GeneralRecommender):
             rows, items, ages: (n,) who took what, and how many newer items that user has.
         """
         weights = (ages.float() + 1).pow(-self.recency).unsqueeze(1)
-        inputs = self.item_inputs()
-        return torch.zeros(n_rows, inputs.shape[1], device=inputs.device).index_add_(0, rows, inputs[items] * weights)
+        inputs = F.embedding(items, self.item_inputs()) * weights
+        return torch.zeros(n_rows, inputs.shape[1], device=inputs.device).index_add(0, rows, inputs)
+
+    def training_batches(self, batch_size: int):
+        """The loader whose batches :meth:`calculate_loss` takes."""
+        if self.splits:
+            return HeldOutByUser(self.histories, batch_size, self.USER_ID, self._parts)
+        return PairsByUser(self.histories, batch_size, self.USER_ID, self.ITEM_ID)
+
+    def _parts(self, generator: torch.Generator):
+        draw = mixed_part if self.targets == "mixed" else next_part
+        return draw(self.histories, self.target_ratio, generator)
 
     def calculate_loss(self, interaction) -> torch.Tensor:
-        """Cross-entropy of the batch's (user, item) pairs; users occur as often as they have pairs."""
+        """Cross-entropy of the pairs of user and target in a batch of :meth:`training_batches`."""
         self._evaluated = None
+        if self.splits:
+            return self._held_out_loss(interaction)
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         present, rows, count = users.unique(return_inverse=True, return_counts=True)
         weights = count.float().pow(self.target_weight - 1)[rows]
@@ -131,6 +170,21 @@ class LightGCNSoftmax(GeneralRecommender):
             items,
             self.temperature,
             weights,
+            low_precision=self.low_precision,
+        )
+
+    def _held_out_loss(self, interaction) -> torch.Tensor:
+        rows, items = interaction[TARGET_ROWS], interaction[TARGET_ITEMS]
+        known = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
+        batch = len(interaction[self.USER_ID])
+        return softmax_cosine_loss(
+            self.fold_in(*known, interaction[AGE], batch),
+            self._item_vectors(self._layers()[1]),
+            rows,
+            items,
+            self.temperature,
+            torch.bincount(rows, minlength=batch).float().pow(self.target_weight - 1)[rows],
+            masked=known,
             low_precision=self.low_precision,
         )
 
@@ -158,11 +212,18 @@ def _check(config) -> None:
         "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
         "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
         "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
+        "targets": (lambda v: v in ("all", "next", "mixed"), "one of all, next, mixed"),
+        "target_ratio": (
+            lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and 0 < v[0] <= v[1] < 1,
+            "two shares [low, high] within (0, 1)",
+        ),
         "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
         "target_recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
     }
     for key, (holds, allowed) in rules.items():
         if isinstance(config[key], bool) or not holds(config[key]):
             raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {allowed}")
+    if config["targets"] != "all" and (config["user_table"] or config["n_layers"] == 0):
+        raise ConfigError(f"targets: '{config['targets']}' needs user_table: false and n_layers of at least 1")
     if config["n_layers"] == 0 and not config["user_table"]:
         raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")

@@ -145,16 +145,19 @@ class TokenRec(GeneralRecommender):
             settings.llm_temperature,
             weights=count.pow(settings.llm_target_weight - 1)[rows],
             masked=visible,
-            teacher=self._teacher(users, visible) if settings.llm_distill else None,
+            teacher=self._teacher(interaction, visible) if settings.llm_distill else None,
             teacher_weight=settings.llm_distill,
             low_precision=self.low_precision,
         )
 
     @torch.no_grad()
-    def _teacher(self, users: torch.Tensor, visible) -> torch.Tensor:
-        """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities."""
-        queries = F.normalize(self.user_vectors[users], dim=-1)
-        scores = queries @ F.normalize(self.item_vectors, dim=-1).T / self.settings.cf_temperature
+    def _teacher(self, interaction, visible) -> torch.Tensor:
+        """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities.
+
+        Where the user tokens are made of the visible items, so is the opinion.
+        """
+        queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[interaction[self.USER_ID]]
+        scores = F.normalize(queries, dim=-1) @ F.normalize(self.item_vectors, dim=-1).T / self.settings.cf_temperature
         scores[:, 0] = -torch.inf
         scores[visible] = -torch.inf
         return scores.softmax(dim=-1)

@@ -12,6 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_tokenrec.histories import Histories, take
+from recbole_tokenrec.training.parts import Parts
 
 AGE, VECTORS, TEMPLATE, USER_CODES = "age", "vectors", "template", "user_codes"
 HISTORY, HISTORY_LENGTH = "history", "history_length"
@@ -56,6 +57,47 @@ class PairsByUser:
             )
 
 
+class HeldOutByUser:
+    """A part of each user's history as targets, another as what his vector is made of: for ``cf_targets`` beside all.
+
+    Yields, for B users with V visible items and P targets in all::
+
+        user_id (B,)
+        visible_rows (V,), visible_items (V,), age (V,)   age: how many newer items of the user are visible
+        target_rows (P,), target_items (P,)
+    """
+
+    def __init__(
+        self, histories: Histories, batch_size: int, user_field: str, parts: Callable[[torch.Generator], Parts]
+    ):
+        self.histories = histories
+        self.batch_size = batch_size
+        self.user_field = user_field
+        self.parts = parts
+        self.users = (histories.counts() > 1).nonzero().squeeze(1)  # one item leaves nothing to make a vector of
+
+    def __len__(self) -> int:
+        return -(-len(self.users) // self.batch_size)
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Interaction]:
+        histories, rows = self.histories, self.histories.rows()
+        is_target, visible = self.parts(generator)
+        age = torch.bincount(rows[visible], minlength=histories.n_users).cumsum(0)[rows] - visible.cumsum(0)
+        for users in self.users[torch.randperm(len(self.users), generator=generator)].split(self.batch_size):
+            row, places = histories.places(users)
+            seen, asked = visible[places], is_target[places]
+            yield Interaction(
+                {
+                    self.user_field: users,
+                    VISIBLE_ROWS: row[seen],
+                    VISIBLE_ITEMS: histories.items[places[seen]],
+                    AGE: age[places[seen]],
+                    TARGET_ROWS: row[asked],
+                    TARGET_ITEMS: histories.items[places[asked]],
+                }
+            )
+
+
 class Rows:
     """Rows of a matrix in random order: ``{vectors: (B, d)}``. A stage may change ``vectors`` (n, d) between epochs."""
 
@@ -76,7 +118,8 @@ class PromptsByUser:
 
     Yields, for B users with P targets and V visible items in all::
 
-        user_id (B,), template (B,) all alike, user_codes (B, K) if ``codes_of`` is given
+        user_id (B,), template (B,) all alike
+        user_codes (B, K), vectors (B, d)       if ``users_of`` is given
         history (B, M), history_length (B,)     what the prompt lists: at most ``max_history`` of the visible items
         target_rows (P,), target_items (P,)     what is to be retrieved; rows count from 0 within the batch
         visible_rows (V,), visible_items (V,)   what is known already, and so neither positive nor negative
@@ -87,13 +130,12 @@ class PromptsByUser:
         histories: training histories.
         batch_size: users per batch.
         user_field: RecBole's name of the user id.
-        target_ratio: least and largest share of a user's items that become targets; at least one does, and one stays
-            visible if the user has two.
+        parts: draws the targets and the visible items of an epoch, see ``parts.py``.
         max_history: most items of a prompt, 0 for none.
         num_templates: templates 0 … num_templates - 1 are drawn.
-        sequential: the targets follow the visible items in time, and the prompt lists the newest visible ones in
-            order; otherwise both are random.
-        codes_of: from a mask (n,) over ``histories.items`` of what is visible to the codes (n_users, K) of all users.
+        sequential: the prompt lists the newest visible items in order; otherwise random ones, shuffled.
+        users_of: from a mask (n,) over ``histories.items`` of what is visible to the codes (n_users, K) of all users
+            and the vectors (n_users, d) that the codes stand for.
     """
 
     def __init__(
@@ -101,20 +143,20 @@ class PromptsByUser:
         histories: Histories,
         batch_size: int,
         user_field: str,
-        target_ratio: tuple[float, float],
+        parts: Callable[[torch.Generator], Parts],
         max_history: int,
         num_templates: int,
         sequential: bool = False,
-        codes_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        users_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ):
         self.histories = histories
         self.batch_size = batch_size
         self.user_field = user_field
-        self.target_ratio = target_ratio
+        self.parts = parts
         self.max_history = max_history
         self.num_templates = num_templates
         self.sequential = sequential
-        self.codes_of = codes_of
+        self.users_of = users_of
         self.users = histories.counts().nonzero().squeeze(1)
 
     def __len__(self) -> int:
@@ -122,23 +164,13 @@ class PromptsByUser:
 
     def epoch(self, generator: torch.Generator) -> Iterator[Interaction]:
         histories, rows = self.histories, self.histories.rows()
-        count = histories.counts()
-        low, high = self.target_ratio
-        share = low + (high - low) * torch.rand(len(count), generator=generator)
-        most = (count - 1).clamp_min(1)
-        targets = torch.minimum((share * count).round().long().clamp_min(1), most)  # (n_users,)
-        if self.sequential:
-            is_target, visible, known = self._next_items(targets, generator)
-        else:
-            rank = histories.ranks(torch.rand(len(rows), generator=generator, dtype=torch.float64))
-            is_target, known = rank < targets[rows], torch.ones_like(rank, dtype=torch.bool)
-            visible = ~is_target
-        codes = None if self.codes_of is None else self.codes_of(visible)
+        is_target, visible = self.parts(generator)
+        codes, vectors = (None, None) if self.users_of is None else self.users_of(visible)
         order = torch.arange(len(rows)) if self.sequential else torch.argsort(
             rows.double() + torch.rand(len(rows), generator=generator, dtype=torch.float64)
         )
         shown_order = order[visible[order]]  # visible entries, user by user
-        shown = torch.bincount(rows[visible], minlength=len(count))
+        shown = torch.bincount(rows[visible], minlength=histories.n_users)
         ends = shown.cumsum(0)
         number = shown.clamp_max(self.max_history)
         for users in self._batches(number, generator):
@@ -151,27 +183,12 @@ class PromptsByUser:
             batch_rows, places = histories.places(users)
             for mask, row_field, item_field in (
                 (is_target[places], TARGET_ROWS, TARGET_ITEMS),
-                ((~is_target & known)[places], VISIBLE_ROWS, VISIBLE_ITEMS),
+                (visible[places], VISIBLE_ROWS, VISIBLE_ITEMS),
             ):
                 batch[row_field], batch[item_field] = batch_rows[mask], histories.items[places[mask]]
             if codes is not None:
-                batch[USER_CODES] = codes[users]
+                batch[USER_CODES], batch[VECTORS] = codes[users], vectors[users]
             yield Interaction(batch)
-
-    def _next_items(self, targets: torch.Tensor, generator: torch.Generator):
-        """A random cut in time: masks (n,) of the targets after it, of the items before it, and of both.
-
-        Late cuts are likelier than early ones, by the square root: they look like what evaluation asks.
-        """
-        histories = self.histories
-        rows, count = histories.rows(), histories.counts()
-        position = torch.arange(len(rows)) - histories.indptr[:-1][rows]
-        last = (count - 1).clamp_min(0)
-        share = torch.rand(len(count), generator=generator).sqrt()
-        cut = torch.minimum(1 + (share * last).floor().long(), last)
-        before = position < cut[rows]
-        after = ~before & (position < (cut + targets)[rows])
-        return after, before, before | after
 
     def _batches(self, length: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
         """Users grouped by similar length: sorted with a random tie-break, cut into batches, batches shuffled.

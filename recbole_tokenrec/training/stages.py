@@ -22,7 +22,8 @@ from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.tokenizers import code_statistics
-from recbole_tokenrec.training.loaders import PairsByUser, PromptsByUser, Rows, derived_seed, generator_for
+from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
+from recbole_tokenrec.training.parts import next_part, random_part
 
 
 class Stage:
@@ -119,9 +120,7 @@ class CollaborativeStage(Stage):
         super().__init__(model, train_data)
         if self.settings.cf_loss == "softmax_cosine":
             self.lr_decay, self.warmup_ratio = "cosine", 0.05
-            self.loader = PairsByUser(
-                model.histories, self.settings.cf_train_batch_size, model.USER_ID, model.ITEM_ID
-            )
+            self.loader = model.collaborative.training_batches(self.settings.cf_train_batch_size)
         else:  # RecBole's own loader and negative sampler, with this stage's batch size
             self.loader = TrainDataLoader(
                 model.collaborative.sub_config, train_data._dataset, train_data._sampler, shuffle=True
@@ -208,15 +207,13 @@ class TokenizerStage(Stage):
                 self.tokenizer.start_from(self.loader.vectors, derived_seed(self.seed, self.name) % 2**31)
 
     def _sub_histories(self, epoch: int) -> torch.Tensor:
-        """Users by random parts of their histories: up to twice the share that the LLM4Rec stage hides is left out."""
-        histories = self.model.histories
+        """Users by parts of their histories, such as the LLM4Rec stage shows; the shortest histories stay whole."""
+        model, settings = self.model, self.settings
         generator = generator_for(self.seed, self.name, "visible", epoch)
-        count = histories.counts()
-        hidden = 2 * self.settings.llm_target_ratio[1] * torch.rand(len(count), generator=generator)
-        left_out = torch.minimum((hidden * count).round().long(), (count - 1).clamp_min(0))
-        rows = histories.rows()
-        rank = histories.ranks(torch.rand(len(rows), generator=generator, dtype=torch.float64))
-        return self.model.folded_in(rank >= left_out[rows])[1:]
+        draw = next_part if settings.prompt_order == "sequential" else random_part
+        _, visible = draw(model.histories, tuple(settings.llm_target_ratio), generator)
+        alone = (model.histories.counts() < 2)[model.histories.rows()]
+        return model.folded_in(visible | alone)[1:]
 
     def after_epoch(self, epoch):
         # Nothing moves in the last fifth: the codewords settle where they will stay.
@@ -235,7 +232,7 @@ class TokenizerStage(Stage):
         }
 
     def determinants(self):
-        own = ("cf_", "mq_", "id_tokenizer", "llm_user_tokens", "llm_target_ratio")
+        own = ("cf_", "mq_", "id_tokenizer", "llm_user_tokens", "llm_target_ratio", "prompt_order")
         return {key: value for key, value in vars(self.settings).items() if key.startswith(own)}
 
 
@@ -256,11 +253,11 @@ class LLMStage(Stage):
                 model.histories,
                 settings.llm_train_batch_size,
                 model.USER_ID,
-                tuple(settings.llm_target_ratio),
+                self._parts,
                 model.history_limit(),
                 NUM_SEEN,
                 sequential=settings.prompt_order == "sequential",
-                codes_of=self._codes_of if settings.llm_user_tokens == "visible" else None,
+                users_of=self._users_of if settings.llm_user_tokens == "visible" else None,
             )
         else:
             config = copy.copy(train_data.config)
@@ -274,8 +271,14 @@ class LLMStage(Stage):
     def part(self):
         return self.model.llm
 
-    def _codes_of(self, visible: torch.Tensor) -> torch.Tensor:
-        return self.model.user_tokenizer.encode_all(self.model.folded_in(visible))
+    def _parts(self, generator: torch.Generator):
+        histories, settings = self.model.histories, self.settings
+        draw = next_part if settings.prompt_order == "sequential" else random_part
+        return draw(histories, tuple(settings.llm_target_ratio), generator)
+
+    def _users_of(self, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        vectors = self.model.folded_in(visible)
+        return self.model.user_tokenizer.encode_all(vectors), vectors
 
     def start(self) -> None:
         """Give the OOV tokens their first embeddings; the codes are final now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from recbole.trainer import Trainer
 
-from recbole_tokenrec.training.loaders import PairsByUser, generator_for
+from recbole_tokenrec.training.loaders import generator_for
 from recbole_tokenrec.training.trainer import learning_rate_at
 
 
@@ -17,7 +17,7 @@ class _Epoch:
 
     shuffle = False
 
-    def __init__(self, loader: PairsByUser, generator: torch.Generator, before_step):
+    def __init__(self, loader, generator: torch.Generator, before_step):
         self.loader, self.generator, self.before_step = loader, generator, before_step
 
     def __len__(self):
@@ -34,7 +34,7 @@ class LightGCNSoftmaxTrainer(Trainer):
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.loader = PairsByUser(model.histories, config["train_batch_size"], model.USER_ID, model.ITEM_ID)
+        self.loader = model.training_batches(config["train_batch_size"])
         self.steps = 0
 
     def _build_optimizer(self, **kwargs):

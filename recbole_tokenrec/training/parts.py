@@ -1,0 +1,57 @@
+"""Which part of each user's history is asked for, and which part is shown: drawn anew in every epoch.
+
+Both the collaborative stage (``cf_targets``) and the LLM4Rec stage learn to find one part of a history from another,
+as evaluation will ask: the target is not in what a user's vector, tokens or prompt are made of. All functions return
+two masks (n,) over ``histories.items``, never both true: the targets, and what is visible. ``share`` is the least and
+the largest share of a user's items that become targets; at least one does, and one stays visible if the user has two.
+A user with a single item has a target and nothing visible in :func:`random_part`, and neither in the other two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from recbole_tokenrec.histories import Histories
+
+Parts = tuple[torch.Tensor, torch.Tensor]
+
+
+def random_part(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> Parts:
+    """Random items as targets; all others are visible."""
+    rows = histories.rows()
+    rank = histories.ranks(torch.rand(len(rows), generator=generator, dtype=torch.float64))
+    is_target = rank < _number_of_targets(histories, share, generator)[rows]
+    return is_target, ~is_target
+
+
+def next_part(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> Parts:
+    """The items right after a random cut in time as targets; what lies before it is visible, what comes later is not.
+
+    Late cuts are likelier than early ones, by the square root: they look like what evaluation asks.
+    """
+    rows, count = histories.rows(), histories.counts()
+    number = _number_of_targets(histories, share, generator)
+    position = torch.arange(len(rows)) - histories.indptr[:-1][rows]
+    last = (count - 1).clamp_min(0)
+    cut = torch.minimum(1 + (torch.rand(len(count), generator=generator).sqrt() * last).floor().long(), last)
+    usable = (count > 1)[rows]
+    visible = usable & (position < cut[rows])
+    return usable & ~visible & (position < (cut + number)[rows]), visible
+
+
+def mixed_part(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> Parts:
+    """:func:`next_part` for about half of the users, :func:`random_part` for the others."""
+    following, random = next_part(histories, share, generator), random_part(histories, share, generator)
+    rows, count = histories.rows(), histories.counts()
+    coin = (torch.rand(len(count), generator=generator) < 0.5)[rows]
+    usable = (count > 1)[rows]
+    is_target, visible = (torch.where(coin, a, b & usable) for a, b in zip(following, random))
+    return is_target, visible
+
+
+def _number_of_targets(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
+    """(n_users,)"""
+    count = histories.counts()
+    low, high = share
+    drawn = low + (high - low) * torch.rand(len(count), generator=generator)
+    return torch.minimum((drawn * count).round().long().clamp_min(1), (count - 1).clamp_min(1))
