@@ -33,13 +33,15 @@ from recbole_tokenrec.graph import SparseMatrix
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.training.loaders import AGE
 from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
+from recbole_tokenrec.training.sampling import draw_candidates
 
 
 class LightGCNSoftmax(GeneralRecommender):
     """See the module's docstring.
 
     Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n items
-        weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``recency``, ``target_recency``.
+        weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``recency``, ``target_recency``,
+        ``sampled_items`` (the softmax runs over about so many items in larger catalogues).
     """
 
     input_type = InputType.PAIRWISE
@@ -51,6 +53,7 @@ class LightGCNSoftmax(GeneralRecommender):
         self.n_layers = config["n_layers"]
         self.temperature = config["temperature"]
         self.target_weight = config["target_weight"]
+        self.sampled_items = config["sampled_items"]
         self.recency, self.target_recency = config["recency"], config["target_recency"]
         precision = config["precision"] or "auto"
         self.low_precision = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
@@ -132,6 +135,7 @@ class LightGCNSoftmax(GeneralRecommender):
             self.temperature,
             weights,
             low_precision=self.low_precision,
+            candidates=draw_candidates(items, self.n_items, self.sampled_items),
         )
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +160,7 @@ def _check(config) -> None:
     rules = {
         "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
         "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
+        "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
         "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
         "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
         "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
