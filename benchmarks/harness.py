@@ -8,10 +8,10 @@ what the work itself takes, however many others share the core.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,8 @@ class Timing(NamedTuple):
         return statistics.median(getattr(self, kind))
 
     def report(self) -> dict:
-        return {"wall_s": self.wall, "cpu_s": self.cpu, "median_wall_s": self.median(), "median_cpu_s": self.median("cpu")}
+        medians = {"median_wall_s": self.median(), "median_cpu_s": self.median("cpu")}
+        return {"wall_s": self.wall, "cpu_s": self.cpu, **medians}
 
 
 def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
@@ -101,12 +102,15 @@ def parser(description: str, name: str, rounds: int = 5) -> argparse.ArgumentPar
     result.add_argument("--threads", type=_positive, default=1, help="torch threads (default: 1)")
     result.add_argument("--rounds", type=_positive, default=rounds, help=f"rounds, medians count (default: {rounds})")
     result.add_argument("--seed", type=int, default=2020)
-    result.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="JSON file (default: %(default)s)")
+    result.add_argument("--out", type=Path, help=f"JSON file (default: docs/results/performance/{name}[-<part>].json)")
     return result
 
 
 def begin(arguments) -> dict:
     """Set threads, seed and allocator as the command line of the package does; what the machine was like before."""
+    if arguments.out is None:
+        parts = [sys.modules["__main__"].__spec__.name.split(".")[-1], getattr(arguments, "part", None)]
+        arguments.out = RESULTS / ("-".join(part for part in parts if part) + ".json")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     keep_freed_memory()
@@ -124,11 +128,6 @@ def finish(arguments, before: dict, results: dict) -> None:
     }
     write_json(arguments.out, content)
     print(f"written: {arguments.out}", flush=True)
-
-
-def free() -> None:
-    """Drop what the case before left, so that peaks of memory are each case's own."""
-    gc.collect()
 
 
 def _positive(text: str) -> int:

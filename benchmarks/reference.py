@@ -6,7 +6,7 @@ What it does as that code did, and what TokenRec here does instead:
     every prompt is padded to 512 tokens                                                   to its batch's longest
     the decoder runs 20 positions, of which the first is read                              1 position
     one positive (and one negative) item an encoded user, Eq. 20                           all held-out items
-    torch's dropout, attention with explicit score matrices                                llm/dropout.py, SDPA
+    torch's dropout, transformers' attention by explicit score matrices    llm/dropout.py, llm/cross_attention.py
 
 The backbone, its weights and the projection are shared or copied, so that a ratio says what the way of using them
 costs. The released code's faults (history truncated within an item, no straight-through gradient) are not copied.
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_tokenrec.llm.cross_attention import ask_as_transformers
 from recbole_tokenrec.llm.dropout import Dropout
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.training.losses import pairwise_cosine_loss
@@ -41,6 +42,7 @@ class Reference:
             for name, child in module.named_children():
                 if isinstance(child, Dropout):
                     setattr(module, name, nn.Dropout(child.p))
+        ask_as_transformers(self.llm.backbone)
         self.llm.backbone.set_attn_implementation("eager")
         self.optimizer = None
 

@@ -20,11 +20,12 @@ ONE_PAIR = {"llm_batching": "interactions", "llm_loss": "pairwise_cosine", "llm_
 
 def main() -> None:
     arguments_parser = parser(__doc__.splitlines()[0], "throughput", rounds=3)
+    arguments_parser.add_argument("part", choices=("training", "inference"))
     arguments_parser.add_argument("--dataset", default="lastfm")
     arguments_parser.add_argument("--data_path", default="../shared/data")
-    arguments_parser.add_argument("--backbone", default="t5-scratch-small", help="llm_backbone (default: T5-small's shape)")
-    arguments_parser.add_argument("--users", type=int, default=32, help="users of a training batch (default: 32)")
-    arguments_parser.add_argument("--pairs", type=int, default=4, help="pairs of a reference batch (default: 4)")
+    arguments_parser.add_argument("--backbone", default="t5-scratch-small", help="default: T5-small's shape")
+    arguments_parser.add_argument("--users", type=int, default=16, help="users of a batch (default: 16)")
+    arguments_parser.add_argument("--pairs", type=int, default=2, help="pairs of a reference batch (default: 2)")
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
 
@@ -35,23 +36,23 @@ def main() -> None:
 
     full, train_data = build(preset="tuned", llm_train_batch_size=arguments.users)
     short, _ = build(preset="user_id_only", llm_train_batch_size=arguments.users)
-    single, single_data = build(preset="tuned", llm_train_batch_size=arguments.pairs, **ONE_PAIR)
     reference = Reference(full)
-    training = {
-        "reference": PairSteps(reference, arguments.pairs),
-        "one pair a prompt": Steps(single, single_data),
-        "full prompt": Steps(full, train_data),
-        "user-ID-only": Steps(short, train_data),
-    }
-    results = {"training": rates(training, arguments.rounds)}
-    inference = {
-        "reference": Inference(reference, full, arguments.pairs),
-        "full prompt": Inference(full, full, arguments.users),
-        "user-ID-only": Inference(short, short, 4 * arguments.users),
-    }
-    results["inference"] = rates(inference, arguments.rounds)
-    results["data"] = {"users": full.n_users - 1, "items": full.n_items - 1, "pairs": len(full.histories.items)}
-    finish(arguments, before, results)
+    if arguments.part == "training":
+        single, single_data = build(preset="tuned", llm_train_batch_size=arguments.pairs, **ONE_PAIR)
+        cases = {
+            "reference": PairSteps(reference, arguments.pairs),
+            "one pair a prompt": Steps(single, single_data),
+            "full prompt": Steps(full, train_data),
+            "user-ID-only": Steps(short, train_data),
+        }
+    else:
+        cases = {
+            "reference": Inference(reference, full, arguments.pairs),
+            "full prompt": Inference(full, full, arguments.users),
+            "user-ID-only": Inference(short, short, 4 * arguments.users),
+        }
+    data = {"users": full.n_users - 1, "items": full.n_items - 1, "pairs": len(full.histories.items)}
+    finish(arguments, before, {"data": data, "cases": rates(cases, arguments.rounds)})
 
 
 class Steps:

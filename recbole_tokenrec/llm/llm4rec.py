@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from recbole_tokenrec.llm.backbone import Backbone
+from recbole_tokenrec.llm.cross_attention import ask_once
 from recbole_tokenrec.llm.dropout import Dropout, use_cheap_dropout
 from recbole_tokenrec.llm.prompts import PromptBatch
 
@@ -31,6 +32,7 @@ class LLM4Rec(nn.Module):
         super().__init__()
         self.backbone = backbone.model
         use_cheap_dropout(self.backbone)
+        ask_once(self.backbone)
         start = self.backbone.config.decoder_start_token_id
         self.start_id = self.backbone.config.pad_token_id if start is None else start
         width = self.backbone.config.d_model

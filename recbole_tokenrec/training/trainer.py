@@ -27,7 +27,6 @@ from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.stages import Stage, stages_of
 
-
 # RecBole's evaluation holds for each score itself (4 bytes), a mask of positives (8) and what top-k needs beside them.
 _BYTES_PER_SCORE = 16
 

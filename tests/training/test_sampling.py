@@ -1,4 +1,4 @@
-"""Sampled softmax: the sum over the catalogue is estimated without bias, and loss and gradient come close to the full."""
+"""Sampled softmax: the sum over the catalogue is unbiased; loss and gradient come close to the full ones."""
 
 import pytest
 import torch
