@@ -18,7 +18,7 @@ from benchmarks.harness import begin, finish, parser, seconds_of
 from recbole_tokenrec.measure import Cost, peak_rss_mb
 from recbole_tokenrec.tokenizers import MQTokenizer
 
-PER_USER, DIM, BATCH_USERS = 20, 128, 256
+PER_USER, DIM, BATCH_USERS, SAMPLED = 20, 128, 256, 50_000
 BOOKS = {"items": 6, "users": 16}  # K of the preset tuned
 
 
@@ -90,18 +90,19 @@ def memory(size: int, arguments) -> dict:
 
 
 def formula(users: int, items: int, interactions: int) -> float:
-    """Bytes of docs/scaling.md: item tables, gradients and AdamW's two moments, representations, graph, histories."""
-    tables = 2 * items * DIM * 4 * 4  # item embedding and offset, each with gradient and two moments
+    """Bytes of docs/scaling.md at the step's peak."""
+    tables = 2 * items * DIM * 4 * 4  # item embedding and offset, each with its gradient and AdamW's two moments
     vectors = 2 * (users + items) * DIM * 4  # propagated users and items, and their gradients
-    graph = 4 * interactions * 12  # R, its transpose, and the transposes of both: 8 bytes of index, 4 of value
-    histories = 8 * interactions
-    return tables + vectors + graph + histories
+    graph = 2 * interactions * 12  # R and its transpose: 8 bytes of index, 4 of value
+    histories = 2 * 8 * interactions  # items, ages
+    scores = 3 * BATCH_USERS * min(items, SAMPLED) * 4
+    return tables + vectors + graph + histories + scores
 
 
 def configuration():
     values = {"embedding_size": DIM, "n_layers": 1, "user_table": False, "item_offset": True, "temperature": 0.15,
               "target_weight": 1.0, "recency": 0.0, "target_recency": 0.0, "precision": "fp32",
-              "sampled_items": 50_000, "device": torch.device("cpu"), "USER_ID_FIELD": "user_id",
+              "sampled_items": SAMPLED, "device": torch.device("cpu"), "USER_ID_FIELD": "user_id",
               "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_"}  # fmt: skip
     return values
 

@@ -77,7 +77,7 @@ class LightGCNSoftmax(GeneralRecommender):
         weights = user_scale[rows] * self.item_scale.numpy()[items] * (age + 1.0) ** -self.recency
         matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
         self.to_users = SparseMatrix(matrix).to(self.device)
-        self.to_items = SparseMatrix(matrix.T).to(self.device)
+        self.to_items = self.to_users.T
 
     def _layers(self) -> tuple[list, list]:
         """Users and items of layers 0 … L; None stands for zeros."""
