@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the reference mode computes the package's own numbers, the page is its JSON's."""
+"""Benchmarks measure what they say: the reference mode computes the package's numbers, the page is its JSON's."""
 
 import json
 
