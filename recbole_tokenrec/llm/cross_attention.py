@@ -52,14 +52,16 @@ def _classes():
 
         def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, cache=None, **kwargs):
             once = key_value_states is not None and cache is None and hidden_states.shape[1] == 1
-            if not once or (mask is not None and mask.dtype != torch.bool):
+            if not once:
                 return super().forward(hidden_states, mask, key_value_states, position_bias, cache=cache, **kwargs)
             (batch, length, width), heads = key_value_states.shape, self.n_heads
             query = self.q(hidden_states).view(batch, heads, -1)  # (B, H, d)
             turned = torch.einsum("bhd,hdw->bhw", query, self.k.weight.view(heads, -1, width))
             scores = turned @ key_value_states.transpose(1, 2)  # (B, H, T)
-            if mask is not None:  # (B, 1, 1, T)
+            if mask is not None and mask.dtype == torch.bool:  # (B, 1, 1, T)
                 scores = scores.masked_fill(~mask[:, :, 0], torch.finfo(scores.dtype).min)
+            elif mask is not None:
+                scores = scores + mask[:, :, 0]
             weights = scores.softmax(dim=-1)
             if self.training and self.dropout:
                 weights = dropout(weights, self.dropout)

@@ -34,8 +34,10 @@ def short_ways(model):
     return [module for module in model.modules() if type(module).__name__ == "SingleQueryAttention"]
 
 
-def test_values_and_gradients_are_t5s(models):
+@pytest.mark.parametrize("mask", ["sdpa", "eager"])  # a boolean mask, an additive one
+def test_values_and_gradients_are_t5s(models, mask):
     plain, quick = models
+    quick.set_attn_implementation(mask)
     assert len(short_ways(quick)) >= 2 and not short_ways(plain)
     results = []
     for model in models:
