@@ -52,6 +52,13 @@ class SparseMatrix:
     def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
         return _Product.apply(self.tensor, self.transposed, dense)
 
+    @property
+    def T(self) -> SparseMatrix:  # noqa: N802, torch's and numpy's name
+        """The transpose, sharing all memory with this matrix."""
+        twin = SparseMatrix.__new__(SparseMatrix)
+        twin.tensor, twin.transposed = self.transposed, self.tensor
+        return twin
+
     def __deepcopy__(self, memo) -> SparseMatrix:
         return self
 

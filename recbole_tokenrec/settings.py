@@ -76,6 +76,9 @@ OPTIONS: dict[str, Option] = {
     "cf_target_weight": _float(
         "A user with n items weighs n to this power in softmax_cosine: 1 counts pairs, 0 counts users.", 0, 1
     ),
+    "cf_sampled_items": _int(
+        "softmax_cosine in catalogues of more items than this: a batch's targets and about this many drawn ones.", 1
+    ),
     "cf_user_table": Option(bool, "Users have an embedding of their own, not only what their items propagate."),
     "cf_item_offset": Option(bool, "Items have an offset between what they propagate and where they are retrieved."),
     "cf_targets": _choice(
@@ -135,6 +138,9 @@ OPTIONS: dict[str, Option] = {
         "pairwise_cosine",
     ),
     "llm_temperature": _float("Temperature of the softmax loss.", open_low=True),
+    "llm_sampled_items": _int(
+        "Softmax loss in catalogues of more items than this: a batch's targets and about this many drawn ones.", 1
+    ),
     "llm_margin": _float("gamma of Eq. 20, margin of negative pairs.", -1, 1),
     "llm_batching": _choice(
         "users: encode a user once, learn from many held-out items; interactions: one positive and RecBole's "

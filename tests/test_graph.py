@@ -26,6 +26,17 @@ def test_product_and_gradient(symmetric):
     torch.testing.assert_close(x.grad, y.grad)
 
 
+def test_transpose_multiplies_both_ways_and_shares_memory():
+    dense = np.arange(6, dtype=np.float32).reshape(2, 3)
+    matrix = SparseMatrix(sp.csr_matrix(dense))
+    x = torch.randn(2, 4, requires_grad=True)
+    result = matrix.T @ x
+    torch.testing.assert_close(result, torch.from_numpy(dense.T) @ x)
+    result.sum().backward()
+    torch.testing.assert_close(x.grad, torch.from_numpy(dense) @ torch.ones(3, 4))
+    assert matrix.T.tensor is matrix.transposed and matrix.T.transposed is matrix.tensor
+
+
 def test_copies_share_the_constant_matrix():
     matrix = SparseMatrix(sp.eye(3, format="csr"))
     assert copy.deepcopy([matrix])[0] is matrix

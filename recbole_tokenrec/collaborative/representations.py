@@ -36,6 +36,7 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         "learning_rate": settings.cf_learning_rate,
         "temperature": settings.cf_temperature,
         "target_weight": settings.cf_target_weight,
+        "sampled_items": settings.cf_sampled_items,
         "user_table": settings.cf_user_table,
         "item_offset": settings.cf_item_offset,
         "targets": settings.cf_targets,

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tokenrec.llm.backbone import Backbone
+from recbole_tokenrec.llm.cross_attention import ask_once
+from recbole_tokenrec.llm.dropout import Dropout, use_cheap_dropout
 from recbole_tokenrec.llm.prompts import PromptBatch
 
 
@@ -30,16 +32,18 @@ class LLM4Rec(nn.Module):
     def __init__(self, backbone: Backbone, output_dim: int, hidden_size: int, dropout: float = 0.0):
         super().__init__()
         self.backbone = backbone.model
+        use_cheap_dropout(self.backbone)
+        ask_once(self.backbone)
         start = self.backbone.config.decoder_start_token_id
         self.start_id = self.backbone.config.pad_token_id if start is None else start
         width = self.backbone.config.d_model
         self.projection = nn.Sequential(
             nn.Linear(width, hidden_size),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_size, hidden_size),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_size, output_dim),
         )
         with torch.no_grad():  # beside a base vector the projection starts as a small correction

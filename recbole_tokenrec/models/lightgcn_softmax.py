@@ -48,6 +48,7 @@ from recbole_tokenrec.training.loaders import (
 )
 from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
 from recbole_tokenrec.training.parts import mixed_part, next_part
+from recbole_tokenrec.training.sampling import draw_candidates
 
 
 class LightGCNSoftmax(GeneralRecommender):
@@ -55,7 +56,8 @@ class LightGCNSoftmax(GeneralRecommender):
 
     Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n targets
         weighs n^target_weight in the loss), ``user_table``, ``item_offset``, ``targets``, ``target_ratio`` (least
-        and largest share of a user's items held out), ``recency``, ``target_recency``.
+        and largest share of a user's items held out), ``recency``, ``target_recency``, ``sampled_items`` (the softmax
+        runs over about so many items in larger catalogues).
     """
 
     input_type = InputType.PAIRWISE
@@ -67,6 +69,7 @@ class LightGCNSoftmax(GeneralRecommender):
         self.n_layers = config["n_layers"]
         self.temperature = config["temperature"]
         self.target_weight = config["target_weight"]
+        self.sampled_items = config["sampled_items"]
         self.targets = config["targets"]
         self.splits = self.targets != "all"  # users are made of one part of their items and asked for another
         self.target_ratio = tuple(config["target_ratio"])
@@ -96,7 +99,7 @@ class LightGCNSoftmax(GeneralRecommender):
             weights = weights * (self.histories.ages().numpy() + 1.0) ** -self.recency
         matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
         self.to_users = SparseMatrix(matrix).to(self.device)
-        self.to_items = SparseMatrix(matrix.T).to(self.device)
+        self.to_items = self.to_users.T
 
     def _layers(self) -> tuple[list, list]:
         """Users and items of layers 0 … L; None stands for zeros."""
@@ -171,6 +174,7 @@ class LightGCNSoftmax(GeneralRecommender):
             self.temperature,
             weights,
             low_precision=self.low_precision,
+            candidates=draw_candidates(items, self.n_items, self.sampled_items),
         )
 
     def _held_out_loss(self, interaction) -> torch.Tensor:
@@ -186,6 +190,7 @@ class LightGCNSoftmax(GeneralRecommender):
             torch.bincount(rows, minlength=batch).float().pow(self.target_weight - 1)[rows],
             masked=known,
             low_precision=self.low_precision,
+            candidates=draw_candidates(items, self.n_items, self.sampled_items),
         )
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,6 +215,7 @@ def _check(config) -> None:
     rules = {
         "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
         "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
+        "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
         "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
         "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
         "targets": (lambda v: v in ("all", "next", "mixed"), "one of all, next, mixed"),

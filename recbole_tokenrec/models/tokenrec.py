@@ -39,6 +39,7 @@ from recbole_tokenrec.training.loaders import (
     VISIBLE_ROWS,
 )
 from recbole_tokenrec.training.losses import fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
+from recbole_tokenrec.training.sampling import draw_candidates
 
 COLLABORATIVE, USER_TOKENIZER, ITEM_TOKENIZER, LLM = "cf", "user_tokenizer", "item_tokenizer", "llm"
 
@@ -137,6 +138,7 @@ class TokenRec(GeneralRecommender):
             )
         visible = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
         count = torch.bincount(rows, minlength=len(z)).float()
+        candidates = draw_candidates(items, self.n_items, settings.llm_sampled_items)
         return softmax_cosine_loss(
             z,
             self.item_vectors,
@@ -145,21 +147,28 @@ class TokenRec(GeneralRecommender):
             settings.llm_temperature,
             weights=count.pow(settings.llm_target_weight - 1)[rows],
             masked=visible,
-            teacher=self._teacher(interaction, visible) if settings.llm_distill else None,
+            teacher=self._teacher(interaction, visible, candidates) if settings.llm_distill else None,
             teacher_weight=settings.llm_distill,
             low_precision=self.low_precision,
+            candidates=candidates,
         )
 
     @torch.no_grad()
-    def _teacher(self, interaction, visible) -> torch.Tensor:
+    def _teacher(self, interaction, visible, candidates) -> torch.Tensor:
         """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities.
 
-        Where the user tokens are made of the visible items, so is the opinion.
+        Where the user tokens are made of the visible items, so is the opinion. With ``candidates`` (B, C), each
+        candidate counting for the items that it stands for.
         """
         queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[interaction[self.USER_ID]]
-        scores = F.normalize(queries, dim=-1) @ F.normalize(self.item_vectors, dim=-1).T / self.settings.cf_temperature
-        scores[:, 0] = -torch.inf
-        scores[visible] = -torch.inf
+        items = self.item_vectors if candidates is None else self.item_vectors[candidates.items]
+        scores = F.normalize(queries, dim=-1) @ F.normalize(items, dim=-1).T / self.settings.cf_temperature
+        if candidates is None:
+            scores[:, 0] = -torch.inf
+            scores[visible] = -torch.inf
+        else:
+            scores += candidates.log_weight
+            scores[candidates.pairs(*visible)] = -torch.inf
         return scores.softmax(dim=-1)
 
     def _interaction_loss(self, interaction) -> torch.Tensor:
@@ -170,7 +179,14 @@ class TokenRec(GeneralRecommender):
         z = self.encode(self.user_codes[users], template, history, number)
         if self.settings.llm_loss == "softmax":
             rows = torch.arange(len(z), device=z.device)
-            return softmax_cosine_loss(z, self.item_vectors, rows, items, self.settings.llm_temperature)
+            return softmax_cosine_loss(
+                z,
+                self.item_vectors,
+                rows,
+                items,
+                self.settings.llm_temperature,
+                candidates=draw_candidates(items, self.n_items, self.settings.llm_sampled_items),
+            )
         negatives = self.item_vectors[interaction[self.NEG_ITEM_ID]]
         return pairwise_cosine_loss(z, self.item_vectors[items], negatives, self.settings.llm_margin)
 

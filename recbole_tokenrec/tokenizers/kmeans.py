@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from recbole_tokenrec.tokenizers.mq import MQTokenizer, k_means
+from recbole_tokenrec.tokenizers.mq import ROWS_PER_CODEWORD, MQTokenizer, k_means, some_rows
 
 
 class KMeansTokenizer(MQTokenizer):
@@ -31,9 +31,9 @@ class KMeansTokenizer(MQTokenizer):
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor, seed: int) -> None:
-        rows = self.standardise(x)
-        self.split_space(rows)
-        for way, part in enumerate(self.encoded(rows)):
+        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
+        self.split_space(self.standardise(x))
+        for way, part in enumerate(self.encoded_in_chunks(x)):
             centres = k_means(part, self.codebook_size, seed + way)
             self.codebooks[way, : len(centres)] = centres
 

@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from recbole_tokenrec.tokenizers.base import IDTokenizer, TokenizerOutput
 
 _MINI_BATCH_ABOVE = 50_000  # rows from which full k-means costs more than it gains
+ROWS_PER_CODEWORD = 256  # more data than that moves a k-means centre no further; what FAISS takes too
+_CHUNK = 8192  # rows that go through the encoders at once
+_MOST_DISTANCES = 2**26  # of one product of encoded rows and codewords: 256 MiB
 
 
 class KWayMLP(nn.Module):
@@ -52,7 +55,7 @@ def nearest_codeword(encoded: torch.Tensor, codebooks: torch.Tensor) -> torch.Te
     """Eq. 5: index of the codeword at the least Euclidean distance.
 
     |a - c|^2 = |a|^2 - 2ac + |c|^2; |a|^2 is the same for all codewords, so that one product (K, B, L) is enough
-    and no (B, L, d_c) difference is ever built.
+    and no (B, L, d_c) difference is ever built; for many rows or large codebooks it is made in parts.
 
     Args:
         encoded: (K, B, d_c).
@@ -61,10 +64,13 @@ def nearest_codeword(encoded: torch.Tensor, codebooks: torch.Tensor) -> torch.Te
     Returns:
         (K, B) int64.
     """
-    distance = torch.baddbmm(
-        codebooks.pow(2).sum(-1).unsqueeze(1), encoded, codebooks.transpose(1, 2), alpha=-2.0
-    )  # (K, B, L)
-    return distance.argmin(dim=-1)
+    rows = max(1, _MOST_DISTANCES // (codebooks.shape[0] * codebooks.shape[1]))
+    lengths, turned = codebooks.pow(2).sum(-1).unsqueeze(1), codebooks.transpose(1, 2)
+    parts = [
+        torch.baddbmm(lengths, part, turned, alpha=-2.0).argmin(dim=-1)  # (K, b, L) -> (K, b)
+        for part in encoded.split(rows, dim=1)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class MQTokenizer(IDTokenizer):
@@ -169,13 +175,18 @@ class MQTokenizer(IDTokenizer):
         The principal axes of ``x`` (n, d) are dealt out to the K encoders, largest first, each to the encoder whose
         axes have the least product of variances so far; the decoder's short cut turns them back. The networks
         beside the short cuts start near 0. With fewer distinct rows than codewords the remaining codewords are left
-        where they are.
+        where they are; of many rows a random part is enough.
         """
+        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
         if self.encoder_skip is not None:
             self.split_space(self.standardise(x))
-        for way, rows in enumerate(self.encoded(self.standardise(x))):  # (n, d_c) of (K, n, d_c)
+        for way, rows in enumerate(self.encoded_in_chunks(x)):  # (n, d_c) of (K, n, d_c)
             centres = k_means(rows, self.codebook_size, seed + way)
             self.codebooks[way, : len(centres)] = centres
+
+    def encoded_in_chunks(self, x: torch.Tensor) -> torch.Tensor:
+        """:meth:`encoded` of many rows (n, d) -> (K, n, d_c), the hidden layers never wider than a chunk."""
+        return torch.cat([self.encoded(self.standardise(part)) for part in x.split(_CHUNK)], dim=1)
 
     def split_space(self, x: torch.Tensor) -> None:
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # ascending
@@ -203,11 +214,11 @@ class MQTokenizer(IDTokenizer):
         dead = use == 0  # (K, L)
         if not dead.any():
             return 0
-        encoded = self.encoded(self.standardise(x))  # (K, n, d_c)
         for way in range(self.num_codebooks):
-            places = dead[way].nonzero().squeeze(1)[: encoded.shape[1]]
-            rows = torch.randperm(encoded.shape[1], device=x.device)[: len(places)]
-            self.codebooks[way, places] = encoded[way, rows]
+            places = dead[way].nonzero().squeeze(1)[: len(x)]
+            rows = torch.randperm(len(x), device=x.device)[: len(places)]
+            if len(places):
+                self.codebooks[way, places] = self.encoded(self.standardise(x[rows]))[way]
         return int(dead.sum())
 
 
@@ -225,6 +236,13 @@ class FrozenMQTokenizer(MQTokenizer):
 
     def split_space(self, x: torch.Tensor) -> None:
         """The encoders keep their random start."""
+
+
+def some_rows(x: torch.Tensor, most: int, seed: int) -> torch.Tensor:
+    """``x`` (n, d) itself, or ``most`` of its rows drawn at random."""
+    if len(x) <= most:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].to(x.device)]
 
 
 @torch.no_grad()

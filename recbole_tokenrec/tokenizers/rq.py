@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 
 from recbole_tokenrec.tokenizers.base import TokenizerOutput
-from recbole_tokenrec.tokenizers.mq import MQTokenizer, k_means, nearest_codeword, squared_distance
+from recbole_tokenrec.tokenizers.mq import (
+    ROWS_PER_CODEWORD,
+    MQTokenizer,
+    k_means,
+    nearest_codeword,
+    some_rows,
+    squared_distance,
+)
 
 
 class RQTokenizer(MQTokenizer):
@@ -65,10 +72,10 @@ class RQTokenizer(MQTokenizer):
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor, seed: int) -> None:
-        rows = self.standardise(x)
+        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
         if self.encoder_skip is not None:
-            self.split_space(rows)
-        rest = self.encoded(rows)[0]
+            self.split_space(self.standardise(x))
+        rest = self.encoded_in_chunks(x)[0]
         for level, book in enumerate(self.codebooks):
             centres = k_means(rest, self.codebook_size, seed + level)
             book[: len(centres)] = centres
@@ -79,9 +86,10 @@ class RQTokenizer(MQTokenizer):
         dead = use == 0  # (K, L)
         if not dead.any():
             return 0
+        x = x[torch.randperm(len(x), device=x.device)[: self.codebook_size]]  # no codebook has more dead codewords
         given, _ = self.residuals(self.encoded(self.standardise(x))[0])
         for level in range(self.num_codebooks):
-            places = dead[level].nonzero().squeeze(1)[: given.shape[1]]
-            rows = torch.randperm(given.shape[1], device=x.device)[: len(places)]
+            places = dead[level].nonzero().squeeze(1)[: len(x)]
+            rows = torch.randperm(len(x), device=x.device)[: len(places)]
             self.codebooks[level, places] = given[level, rows]
         return int(dead.sum())

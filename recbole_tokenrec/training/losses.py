@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from recbole_tokenrec.training.sampling import Candidates
+
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Eq. 19 for paired rows: (B, d), (B, d) -> (B,)."""
@@ -34,10 +36,12 @@ def softmax_cosine_loss(
     teacher: torch.Tensor | None = None,
     teacher_weight: float = 0.0,
     low_precision: bool = False,
+    candidates: Candidates | None = None,
 ) -> torch.Tensor:
     """Cross-entropy over all items of cosine / temperature, many positive items per encoded user.
 
     The scores of a user are computed once for all his positives. Item 0, the padding, takes no part.
+    With ``candidates`` the sum over all items is estimated from them (``training/sampling.py``).
 
     Args:
         user_vectors: (B, d).
@@ -47,10 +51,17 @@ def softmax_cosine_loss(
         temperature: the smaller, the more the hardest negatives count.
         weights: (P,) weight of each pair; their sum is divided out. None: all alike.
         masked: rows (M,) and items (M,) that are neither positive nor negative, e.g. what the prompt shows.
-        teacher: (B, n_items) probabilities over items that take ``teacher_weight`` of each user's target mass.
+        teacher: (B, n_items) probabilities over items that take ``teacher_weight`` of each user's target mass; over
+            the C candidates if there are such.
         low_precision: matrix products in bfloat16; sums, exponentials and the loss stay in fp32.
+        candidates: which items to score; every item in ``items`` must be one. None: all.
     """
     weights = torch.ones_like(rows, dtype=torch.float) if weights is None else weights
+    log_weight = None
+    if candidates is not None:
+        item_vectors, log_weight = item_vectors[candidates.items], candidates.log_weight
+        items = candidates.column[items]
+        masked = None if masked is None else candidates.pairs(*masked)
     return _SoftmaxCrossEntropy.apply(
         F.normalize(user_vectors.float(), dim=-1) / temperature,
         F.normalize(item_vectors.float(), dim=-1),
@@ -61,6 +72,7 @@ def softmax_cosine_loss(
         teacher,
         teacher_weight,
         low_precision,
+        log_weight,
     )
 
 
@@ -74,10 +86,13 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
-    def forward(ctx, users, item_vectors, rows, items, weights, masked, teacher, teacher_weight, low_precision):
+    def forward(
+        ctx, users, item_vectors, rows, items, weights, masked, teacher, teacher_weight, low_precision, log_weight
+    ):
         left, right = (users.bfloat16(), item_vectors.bfloat16()) if low_precision else (users, item_vectors)
-        scores = (left @ right.T).float()  # (B, n_items)
-        scores[:, 0] = -torch.inf
+        scores = (left @ right.T).float()  # (B, n_items), or (B, C) of the candidates
+        if log_weight is None:
+            scores[:, 0] = -torch.inf
         if masked is not None:
             scores[masked] = -torch.inf
         mass = torch.zeros(len(users), device=users.device).index_add_(0, rows, weights)  # (B,)
@@ -85,6 +100,8 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         if teacher is not None:
             expected = (teacher * scores.masked_fill(scores == -torch.inf, 0)).sum(dim=1)  # (B,)
             hit = (1 - teacher_weight) * hit + teacher_weight * (mass * expected).sum()
+        if log_weight is not None:
+            scores.add_(log_weight)
         top = scores.amax(dim=1, keepdim=True)
         scores.sub_(top).exp_()
         total = scores.sum(dim=1, keepdim=True)
@@ -103,7 +120,7 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         users, items = ctx.gradients
-        return (users * grad, None if items is None else items * grad, *[None] * 7)
+        return (users * grad, None if items is None else items * grad, *[None] * 8)
 
 
 def fast_bf16(device: torch.device) -> bool:

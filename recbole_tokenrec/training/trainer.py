@@ -27,6 +27,9 @@ from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.stages import Stage, stages_of
 
+# RecBole's evaluation holds for each score itself (4 bytes), a mask of positives (8) and what top-k needs beside them.
+_BYTES_PER_SCORE = 16
+
 
 class TokenRecTrainer(Trainer):
     """Attributes beside RecBole's: ``reports``, per stage its seconds, epochs, best validation and own figures."""
@@ -37,6 +40,7 @@ class TokenRecTrainer(Trainer):
         super().__init__(config, model)
         self.reports: dict[str, dict] = {}
         self.valid_data = None
+        self._smaller: list[tuple] = []
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
@@ -165,6 +169,7 @@ class TokenRecTrainer(Trainer):
             model.load_other_parameter(payload["other_parameter"])
         model.eval()
         model.evaluation_histories = self._histories_for(eval_data)
+        eval_data = self._within_budget(eval_data)
         try:
             if model.stage != COLLABORATIVE:
                 model.remember_users()
@@ -236,6 +241,23 @@ class TokenRecTrainer(Trainer):
             users += [user] * len(later)
             items += later
         return model.histories.extended(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64))
+
+    def _within_budget(self, eval_data):
+        """``eval_data``, or the same with fewer users a batch, if their scores would exceed ``memory_budget_gb``."""
+        if not isinstance(eval_data, FullSortEvalDataLoader):
+            return eval_data
+        bytes_per_user = _BYTES_PER_SCORE * self.model.n_items
+        users = max(1, int(self.model.settings.memory_budget_gb * 2**30 / bytes_per_user))
+        if eval_data.step <= users:
+            return eval_data
+        for original, smaller in self._smaller:
+            if original is eval_data:
+                return smaller
+        config = copy.copy(eval_data.config)
+        config.final_config_dict = {**config.final_config_dict, "eval_batch_size": users * self.model.n_items}
+        smaller = type(eval_data)(config, eval_data._dataset, eval_data._sampler, shuffle=False)
+        self._smaller.append((eval_data, smaller))
+        return smaller
 
     # ---- house-keeping ----------------------------------------------------------------------------------------
 

@@ -55,8 +55,9 @@ def fit(build, tmp_path):
         {"preset": "user_id_only"},
         {"preset": "tuned", "prompt_order": "sequential", "cf_recency": 0.5, "cf_target_recency": 0.3},
         {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
+        {"preset": "tuned", "cf_sampled_items": 20, "llm_sampled_items": 20},
     ],
-    ids=["tuned", "user_id_only", "sequential", "unseen"],
+    ids=["tuned", "user_id_only", "sequential", "unseen", "sampled"],
 )
 def test_learns_the_toy_groups(fit, keys):
     trainer, _, _, test = fit(**keys)
@@ -153,6 +154,24 @@ def test_history_at_test_adds_the_validation_item_and_only_at_test(fit):
     features = valid._dataset.inter_feat
     for user, item in zip(features["user_id"].tolist(), features["item_id"].tolist()):
         assert longer.of_user(user).tolist() == [*histories.of_user(user).tolist(), item]
+
+
+@pytest.mark.recipe
+def test_evaluation_obeys_the_memory_budget_and_gives_the_same_metrics(fit, monkeypatch):
+    trainer, _, _, test = fit(llm_epochs=1, preset="user_id_only")
+    expected, model, sizes = trainer.evaluate(test), trainer.model, []
+    original = type(model).full_sort_predict
+
+    def spy(self, interaction):
+        scores = original(self, interaction)
+        sizes.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(type(model), "full_sort_predict", spy)
+    most = 5 * model.n_items
+    model.settings.memory_budget_gb = 16 * most / 2**30
+    assert trainer.evaluate(test) == expected
+    assert max(sizes) == most and sum(sizes) == (model.n_users - 1) * model.n_items
 
 
 @pytest.mark.recipe

@@ -181,3 +181,32 @@ def test_a_start_from_the_data_gives_every_codebook_something_of_its_own():
         tokenizer.start_from(x, seed=0)
         explained.append(tokenizer.explained_variance(x, tokenizer.encode_all(x)))
     assert explained[0] < explained[1] < explained[2] and explained[2] > 0.85
+
+
+def test_parts_of_a_large_job_give_what_the_whole_gives(monkeypatch):
+    tokenizer = small()
+    x = torch.randn(50, 6)
+    encoded = tokenizer.encoded(tokenizer.standardise(x))
+    whole = nearest_codeword(encoded, tokenizer.codebooks)
+    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._MOST_DISTANCES", 3 * 8 * 7)  # seven rows at once
+    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._CHUNK", 11)
+    assert torch.equal(nearest_codeword(encoded, tokenizer.codebooks), whole)
+    torch.testing.assert_close(tokenizer.encoded_in_chunks(x), encoded)
+
+
+def test_a_start_from_many_rows_reads_a_part_of_them(monkeypatch):
+    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq.ROWS_PER_CODEWORD", 30)
+    tokenizer = small(skip=True)
+    x = torch.randn(4000, 6)
+    sizes = []
+    original = tokenizer.encoded
+
+    def spy(rows):
+        sizes.append(len(rows))
+        return original(rows)
+
+    monkeypatch.setattr(tokenizer, "encoded", spy)
+    tokenizer.start_from(x, seed=0)
+    assert sum(sizes) == 30 * 8
+    monkeypatch.setattr(tokenizer, "encoded", original)
+    assert tokenizer.explained_variance(x, tokenizer.encode_all(x)) > 0.5

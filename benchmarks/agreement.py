@@ -1,0 +1,66 @@
+"""The same weights by the reference mode and by this package: test NDCG@20, and how far the user vectors are apart.
+
+TokenRec is trained on the data set (briefly, ``--llm_epochs``), then evaluated twice by RecBole's own evaluation:
+user vectors from ``model.encode_users``, and from the reference mode (prompts as strings, 512 padded tokens, 20 decoder
+tokens). Only the way of computing differs, so the metrics must not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.harness import begin, finish, parser, seconds_of
+from benchmarks.reference import Reference
+from benchmarks.workload import QUIET, paths
+from recbole_tokenrec.configuration import make_config
+from recbole_tokenrec.pipeline import run_model
+
+
+def main() -> None:
+    arguments_parser = parser(__doc__.splitlines()[0], "agreement", rounds=1)
+    arguments_parser.add_argument("--dataset", default="lastfm")
+    arguments_parser.add_argument("--data_path", default="../shared/data")
+    arguments_parser.add_argument("--preset", default="tuned")
+    arguments_parser.add_argument("--backbone", default="t5-scratch-mini")
+    arguments_parser.add_argument("--llm_epochs", type=int, default=6)
+    arguments_parser.add_argument("--cf_epochs", type=int, default=20)
+    arguments = arguments_parser.parse_args()
+    before = begin(arguments)
+    keys = {
+        **QUIET,
+        **paths(arguments.data_path),
+        "preset": arguments.preset,
+        "seed": arguments.seed,
+        "llm_backbone": arguments.backbone,
+        "llm_epochs": arguments.llm_epochs,
+        "cf_epochs": arguments.cf_epochs,
+        "llm_eval_step": 3,
+    }
+    trained = run_model(make_config("TokenRec", arguments.dataset, overrides=keys))
+    trainer = trained.trainer
+    model = trainer.model
+    reference = Reference(model)
+    model.eval()
+    users = torch.arange(1, model.n_users)
+    model.evaluation_histories = model.histories
+    ours, vectors = {}, {}
+    for name, encoder in (("package", model.encode_users), ("reference", lambda part: reference.encode_users(part))):
+        with torch.no_grad():
+            wall, cpu = seconds_of(lambda name=name, encoder=encoder: vectors.update({name: encoder(users)}))
+        whole = torch.cat([vectors[name].new_zeros(1, vectors[name].shape[1]), vectors[name]])
+        model.encode_users = lambda part, whole=whole: whole[part]
+        metrics = trainer.evaluate(trained.test_data, load_best_model=False)
+        ours[name] = {"test": metrics, "encode_wall_s": wall, "encode_cpu_s": cpu}
+        del model.encode_users  # the class's own again
+    cosine = F.cosine_similarity(vectors["package"], vectors["reference"], dim=-1)
+    ratio = ours["package"]["test"]["ndcg@20"] / ours["reference"]["test"]["ndcg@20"]
+    finish(
+        arguments,
+        before,
+        {"data": trained.data, "ways": ours, "ndcg20_ratio": ratio, "least_cosine": float(cosine.min())},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Tokenizing very many entities, and the memory of LightGCN and of the tokenizer as users and items grow.
+
+``tokenize``: codes of ``--entities`` users or items from their vectors by an MQ-Tokenizer of the preset ``tuned``: a
+catalogue's worth of Eq. 4 and 5. ``memory``: one training step of LightGCNSoftmax at growing sizes, 20 interactions a
+user, each size in a process of its own; beside what was measured stands what docs/scaling.md's formula says.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from benchmarks.harness import begin, finish, parser, seconds_of
+from recbole_tokenrec.measure import Cost, peak_rss_mb
+from recbole_tokenrec.tokenizers import MQTokenizer
+
+PER_USER, DIM, BATCH_USERS, SAMPLED = 20, 128, 256, 50_000
+BOOKS = {"items": 6, "users": 16}  # K of the preset tuned
+
+
+def main() -> None:
+    arguments_parser = parser(__doc__.splitlines()[0], "catalogue", rounds=1)
+    arguments_parser.add_argument("part", choices=("tokenize", "memory"))
+    arguments_parser.add_argument("--entities", type=int, default=1_000_000)
+    arguments_parser.add_argument("--of", nargs="+", choices=list(BOOKS), default=list(BOOKS))
+    arguments_parser.add_argument("--sizes", type=int, nargs="+", default=[30_000, 100_000, 300_000, 1_000_000])
+    arguments = arguments_parser.parse_args()
+    before = begin(arguments)
+    if arguments.part == "tokenize":
+        results = {"rows": [in_a_process(tokenize, of, arguments) for of in arguments.of]}
+    else:
+        results = {"rows": [in_a_process(memory, size, arguments) for size in arguments.sizes]}
+    finish(arguments, before, results)
+
+
+def in_a_process(work, what, arguments) -> dict:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=answer, args=(work, what, arguments, answers))
+    process.start()
+    row = answers.get()
+    process.join()
+    print(row, flush=True)
+    return row
+
+
+def answer(work, what, arguments, answers) -> None:
+    begin(arguments)
+    answers.put(work(what, arguments))
+
+
+def tokenize(of: str, arguments) -> dict:
+    """Seconds and peak memory for the codes of all entities; the vectors themselves are counted in the peak."""
+    tokenizer = MQTokenizer(DIM, BOOKS[of], 256, codeword_dim=128, hidden_size=256, skip=True)
+    vectors = torch.randn(arguments.entities, DIM)
+    tokenizer.fit_scale(vectors[:10_000])
+    tokenizer.encode_all(vectors[:8192])  # warm-up
+    with Cost() as cost:
+        wall, cpu = seconds_of(lambda: tokenizer.encode_all(vectors))
+    return {"of": of, "codebooks": BOOKS[of], "entities": arguments.entities, "wall_s": wall, "cpu_s": cpu,
+            "peak_rss_mb": cost.peak_rss_mb, "vectors_mb": vectors.numel() * 4 / 2**20}  # fmt: skip
+
+
+def memory(size: int, arguments) -> dict:
+    """Peak memory of ``size`` users and as many items in LightGCNSoftmax, over a step with AdamW."""
+    from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
+    from recbole_tokenrec.training.loaders import PairsByUser, generator_for
+
+    base = peak_rss_mb()
+    rng = np.random.default_rng(arguments.seed)
+    users = np.repeat(np.arange(1, size + 1), PER_USER)
+    items = rng.integers(1, size + 1, size=len(users))
+    model = LightGCNSoftmax(configuration(), toy_dataset(users, items, size + 1))
+    built = peak_rss_mb()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    loader = PairsByUser(model.histories, BATCH_USERS, "user_id", "item_id")
+    batches = loader.epoch(generator_for(arguments.seed, "memory"))
+    for _ in range(2):
+        start = time.process_time()
+        model.calculate_loss(next(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step = time.process_time() - start
+    return {"users": size, "items": size, "interactions": len(users), "step_cpu_s": step, "built_mb": built - base,
+            "peak_mb": peak_rss_mb() - base, "formula_mb": formula(size, size, len(model.histories.items)) / 2**20}
+
+
+def formula(users: int, items: int, interactions: int) -> float:
+    """Bytes of docs/scaling.md at the step's peak."""
+    tables = 2 * items * DIM * 4 * 4  # item embedding and offset, each with its gradient and AdamW's two moments
+    vectors = 2 * (users + items) * DIM * 4  # propagated users and items, and their gradients
+    graph = 2 * interactions * 12  # R and its transpose: 8 bytes of index, 4 of value
+    histories = 2 * 8 * interactions  # items, ages
+    scores = 3 * BATCH_USERS * min(items, SAMPLED) * 4
+    return tables + vectors + graph + histories + scores
+
+
+def configuration():
+    values = {"embedding_size": DIM, "n_layers": 1, "user_table": False, "item_offset": True, "temperature": 0.15,
+              "target_weight": 1.0, "recency": 0.0, "target_recency": 0.0, "precision": "fp32",
+              "sampled_items": SAMPLED, "device": torch.device("cpu"), "USER_ID_FIELD": "user_id",
+              "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_"}  # fmt: skip
+    return values
+
+
+def toy_dataset(users: np.ndarray, items: np.ndarray, size: int):
+    """As much of a RecBole data set as the model reads."""
+    features = {"user_id": torch.from_numpy(users), "item_id": torch.from_numpy(items)}
+    numbers = {"user_id": size, "item_id": size}
+    return SimpleNamespace(
+        inter_feat=features, uid_field="user_id", iid_field="item_id", time_field="timestamp", user_num=size,
+        num=numbers.__getitem__,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

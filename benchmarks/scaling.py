@@ -1,0 +1,141 @@
+"""Seconds per epoch of every stage and peak memory over the number of users, and how straight the line is.
+
+Synthetic data: users of ``--groups`` tastes, 20 interactions each, mostly with items of their own taste, a fixed
+catalogue. Each size runs in a process of its own, so that its peak of memory is its own; sizes that the JSON file holds
+already (same arguments) are kept, so that a long series can be run in pieces. CPU seconds are fitted, since they do not
+depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import begin, finish, parser
+from benchmarks.workload import QUIET
+
+PER_USER = 20
+STAGES = ("cf", "user_tokenizer", "item_tokenizer", "llm", "evaluation")
+
+
+def main() -> None:
+    arguments_parser = parser(__doc__.splitlines()[0], "scaling", rounds=1)
+    arguments_parser.add_argument("--users", type=int, nargs="+", default=[1000, 3000, 10_000, 30_000, 100_000])
+    arguments_parser.add_argument("--items", type=int, default=5000)
+    arguments_parser.add_argument("--groups", type=int, default=50)
+    arguments_parser.add_argument("--preset", default="user_id_only")
+    arguments = arguments_parser.parse_args()
+    before = begin(arguments)
+    rows = kept(arguments)
+    for users in arguments.users:
+        if users not in {row["users"] for row in rows}:
+            rows.append(in_a_process(users, arguments))
+            rows.sort(key=lambda row: row["users"])
+            finish(arguments, before, {"rows": rows, "fits": fits(rows)})
+
+
+def kept(arguments) -> list[dict]:
+    """Rows of an earlier piece of the same series."""
+    if not arguments.out.exists():
+        return []
+    content = json.loads(arguments.out.read_text())
+    deciding = ("items", "groups", "preset", "seed", "threads")
+    same = all(content["arguments"].get(key) == getattr(arguments, key) for key in deciding)
+    return content["rows"] if same else []
+
+
+def in_a_process(users: int, arguments) -> dict:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=one_size, args=(users, arguments, answers))
+    process.start()
+    row = answers.get()
+    process.join()
+    print(row, flush=True)
+    return row
+
+
+def one_size(users: int, arguments, answers) -> None:
+    """Measure one size, in a process of its own."""
+    begin(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder), users, arguments)
+        answers.put(epochs(users, folder, arguments))
+
+
+def write_data(folder: Path, users: int, arguments) -> None:
+    """``synthetic.inter`` in RecBole's format: nine of ten interactions within the user's taste."""
+    rng = np.random.default_rng(arguments.seed)
+    per_group = arguments.items // arguments.groups
+    taste = rng.integers(arguments.groups, size=(users, 1))
+    items = taste * per_group + rng.integers(per_group, size=(users, PER_USER))
+    anywhere = rng.random((users, PER_USER)) < 0.1
+    items[anywhere] = rng.integers(arguments.items, size=int(anywhere.sum()))
+    (folder / "synthetic").mkdir()
+    with open(folder / "synthetic" / "synthetic.inter", "w", encoding="utf-8") as file:
+        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user, row in enumerate(items.tolist()):
+            file.writelines(f"{user}\t{item}\t{when}\n" for when, item in enumerate(row))
+
+
+def epochs(users: int, folder: str, arguments) -> dict:
+    """CPU seconds of one epoch of each stage and of one evaluation of all users; peak memory up to there."""
+    import torch
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    from recbole_tokenrec.configuration import make_config
+    from recbole_tokenrec.datacheck import load_data
+    from recbole_tokenrec.measure import peak_rss_mb
+    from recbole_tokenrec.training.stages import stages_of
+
+    once = {"cf_epochs": 1, "mq_epochs": 1, "mq_min_steps": 1, "llm_epochs": 1, "stage_cache": False}
+    keys = {**QUIET, "data_path": folder, "preset": arguments.preset, "seed": arguments.seed, **once}
+    config = make_config("TokenRec", "synthetic", overrides=keys)
+    init_seed(arguments.seed, True)
+    start = time.process_time()
+    train_data, _, test_data = load_data(config)[1]
+    row = {"users": users, "data_cpu_s": time.process_time() - start}
+    model = get_model("TokenRec")(config, train_data._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+    trainer.show_progress = trainer.verbose = False
+    trainer.eval_collector.data_collect(train_data)
+    for build in stages_of(model, train_data):
+        stage = build()
+        model.stage = stage.name
+        start = time.process_time()
+        trainer._run_stage(stage)
+        stage.finish()
+        row[f"{stage.name}_cpu_s"] = time.process_time() - start
+    start = time.process_time()
+    trainer.evaluate(test_data, load_best_model=False)
+    row["evaluation_cpu_s"] = time.process_time() - start
+    row["peak_rss_mb"] = peak_rss_mb()
+    row["threads"] = torch.get_num_threads()
+    return row
+
+
+def fits(rows: list[dict]) -> dict:
+    """Straight lines through seconds and memory over users: slope, intercept and R^2."""
+    if len(rows) < 3:
+        return {}
+    x = np.array([row["users"] for row in rows], dtype=float)
+    found = {}
+    for name in [f"{stage}_cpu_s" for stage in STAGES] + ["peak_rss_mb"]:
+        y = np.array([row[name] for row in rows])
+        slope, intercept = np.polyfit(x, y, 1)
+        residual = ((y - slope * x - intercept) ** 2).sum()
+        found[name] = {
+            "per_1000_users": 1000 * slope,
+            "intercept": intercept,
+            "r2": 1 - residual / max(((y - y.mean()) ** 2).sum(), 1e-12),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The tables of docs/results/performance.md from the JSON files: ``python -m benchmarks.tables`` writes them anew.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is written around it is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.harness import RESULTS
+
+PAGE = RESULTS.parent / "performance.md"
+
+
+def throughput(content: dict, what: str) -> list[list[str]]:
+    rows = [["", f"{what} per CPU second", "times the reference", "the same by wall clock"]]
+    for name, case in content["cases"].items():
+        rows.append([name, f"{case['per_cpu_s']:.2f}", f"{case['ratio_cpu']:.1f}", f"{case['ratio_wall']:.1f}"])
+    return rows
+
+
+def peak(content: dict) -> list[list[str]]:
+    best = max(entry["best_per_cpu_s"] for name, entry in content["gemm"].items() if name.startswith("float32"))
+    rows = [["", "CPU s", "GFLOP", "GFLOP/s", f"share of the peak ({best:.0f} GFLOP/s)"]]
+    for name, case in content["cases"].items():
+        numbers = [f"{case['median_cpu_s']:.2f}", f"{case['gflop']:.1f}", f"{case['gflops_per_cpu_s']:.1f}"]
+        rows.append([name, *numbers, f"{case['share_of_peak']:.0%}"])
+    return rows
+
+
+def profile(content: dict) -> list[list[str]]:
+    profiles = content["profile"]
+    kinds = list(next(iter(profiles.values()))["shares"])
+    rows = [["share of CPU time", *profiles]]
+    return rows + [[kind, *(f"{entry['shares'][kind]:.1%}" for entry in profiles.values())] for kind in kinds]
+
+
+def agreement(content: dict) -> list[list[str]]:
+    rows = [["", "test NDCG@20", "test HR@20", "CPU s to encode all users"]]
+    for name, way in content["ways"].items():
+        test = way["test"]
+        rows.append([name, f"{test['ndcg@20']:.6f}", f"{test['hit@20']:.6f}", f"{way['encode_cpu_s']:.1f}"])
+    return rows
+
+
+def scaling(content: dict) -> list[list[str]]:
+    columns = {"cf_cpu_s": "collaborative", "user_tokenizer_cpu_s": "user tokenizer", "item_tokenizer_cpu_s":
+               "item tokenizer", "llm_cpu_s": "LLM4Rec", "evaluation_cpu_s": "evaluation", "peak_rss_mb": "peak MiB"}
+    rows = [["users", *columns.values()]]
+    for row in content["rows"]:
+        rows.append([f"{row['users']:,}", *(f"{row[key]:,.1f}" for key in columns)])
+    if content["fits"]:
+        rows.append(["R² of a line", *(f"{content['fits'][key]['r2']:.4f}" for key in columns)])
+    return rows
+
+
+def retrieval(content: dict) -> list[list[str]]:
+    rows = [["items", "index", "recall@20", "CPU ms, one user", "x exact", "CPU ms a user, batch of 64", "x exact",
+             "MiB", "build, CPU s"]]  # fmt: skip
+    for row in content["rows"]:
+        times = [
+            [f"{row[f'{way}_ms_per_query']:.2f}", f"{row[f'{way}_times_faster']:.1f}"] for way in ("single", "batch")
+        ]
+        rows.append([f"{row['items']:,}", row["kind"], f"{row['recall_at_20']:.4f}", *times[0], *times[1],
+                     f"{row['mib']:,.0f}", f"{row['build_cpu_s']:.1f}"])  # fmt: skip
+    return rows
+
+
+def tokenize(content: dict) -> list[list[str]]:
+    rows = [["entities", "K", "CPU s", "peak MiB", "of which vectors"]]
+    for row in content["rows"]:
+        rows.append([f"{row['entities']:,} {row['of']}", str(row["codebooks"]), f"{row['cpu_s']:.1f}",
+                     f"{row['peak_rss_mb']:,.0f}", f"{row['vectors_mb']:,.0f}"])  # fmt: skip
+    return rows
+
+
+def memory(content: dict) -> list[list[str]]:
+    rows = [["users = items", "interactions", "measured MiB", "formula MiB", "CPU s a step"]]
+    for row in content["rows"]:
+        numbers = [f"{row['peak_mb']:,.0f}", f"{row['formula_mb']:,.0f}", f"{row['step_cpu_s']:.2f}"]
+        rows.append([f"{row['users']:,}", f"{row['interactions']:,}", *numbers])
+    return rows
+
+
+TABLES = {
+    "training": ("throughput-training", lambda content: throughput(content, "pairs")),
+    "inference": ("throughput-inference", lambda content: throughput(content, "users")),
+    "agreement": ("agreement", agreement),
+    "peak-small": ("peak-small", peak),
+    "peak-mini": ("peak-mini", peak),
+    "profile-small": ("peak-small", profile),
+    "profile-mini": ("peak-mini", profile),
+    "scaling": ("scaling", scaling),
+    "retrieval": ("retrieval", retrieval),
+    "tokenize": ("catalogue-tokenize", tokenize),
+    "memory": ("catalogue-memory", memory),
+}
+
+
+def markdown(name: str, folder: Path = RESULTS) -> str:
+    """One table, and under it the command and the machine that its numbers come from."""
+    file, make = TABLES[name]
+    content = json.loads((folder / f"{file}.json").read_text())
+    head, *rows = make(content)
+    lines = [head, ["---"] * len(head), *rows]
+    machine, before, after = (content["machine"][key] for key in ("cpu", "load_average", "load_average_after"))
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    threads = content["machine"]["threads"]
+    return (
+        f"{text}\n\n`{command(file, content)}`, {content['machine']['date']}, {machine}, {threads} thread(s) of "
+        f"{content['machine']['cores']} cores, load average {before[0]:.1f} to {after[0]:.1f}, "
+        f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}."
+    )
+
+
+def command(file: str, content: dict) -> str:
+    """The command line that wrote ``file``."""
+    given = dict(content["arguments"])
+    words = ["python -m benchmarks." + file.split("-")[0]] + ([given.pop("part")] if "part" in given else [])
+    for key in ("rounds", "users", "pairs", "items", "entities", "sizes", "llm_epochs", "cf_epochs", "backbone"):
+        if key in given and (key != "entities" or "tokenize" in file) and (key != "sizes" or "memory" in file):
+            value = given[key]
+            words.append(f"--{key} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return " ".join([*words, f"--threads {given['threads']}"])
+
+
+def page(text: str, folder: Path = RESULTS) -> str:
+    """``text`` with every table whose JSON file exists written anew."""
+
+    def fill(match: re.Match) -> str:
+        name = match.group(1)
+        if not (folder / f"{TABLES[name][0]}.json").exists():
+            return match.group(0)
+        return f"<!-- table {name} -->\n{markdown(name, folder)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

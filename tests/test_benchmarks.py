@@ -1,0 +1,90 @@
+"""Benchmarks measure what they say: the reference mode computes the package's numbers, the page is its JSON's."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import tables
+from benchmarks.harness import Timing, side_by_side
+from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
+from benchmarks.retrieval import synthetic_items
+from benchmarks.scaling import fits
+from benchmarks.workload import untrained
+
+
+@pytest.fixture
+def model(toy_data):
+    return untrained("toy", str(toy_data), 7, preset="tuned", mq_codebook_size=16, prompt_max_history=5)[0]
+
+
+@pytest.mark.recipe
+def test_the_reference_mode_finds_the_packages_user_vectors_in_the_released_shape(model, monkeypatch):
+    shapes = []
+    reference = Reference(model)
+    original = reference.llm.backbone.forward
+
+    def spy(**inputs):
+        shapes.append((inputs["input_ids"].shape[1], inputs["decoder_input_ids"].shape[1]))
+        return original(**inputs)
+
+    monkeypatch.setattr(reference.llm.backbone, "forward", spy)
+    users = torch.tensor([1, 2, 9, 20])
+    model.eval()
+    torch.testing.assert_close(reference.encode_users(users), model.encode_users(users), rtol=1e-3, atol=1e-4)
+    assert shapes == [(PROMPT_TOKENS, DECODER_TOKENS)]
+
+
+@pytest.mark.recipe
+def test_the_reference_mode_learns_the_pairs_it_is_given(model):
+    torch.manual_seed(0)
+    reference = Reference(model)
+    before = {name: value.clone() for name, value in reference.llm.state_dict().items()}
+    users = torch.tensor([3, 4])
+    reference.train_step(users, torch.stack([model.histories.of_user(user)[0] for user in users.tolist()]))
+    changed = [name for name, value in reference.llm.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("encoder" in name for name in changed) and any("projection" in name for name in changed)
+    own = model.llm.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in before.items())  # a copy was trained
+
+
+@pytest.mark.unit
+def test_cases_alternate_and_the_warm_up_does_not_count():
+    order = []
+    timings = side_by_side({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, warmup=2)
+    assert order == list("ab") * 5
+    assert len(timings["a"].wall) == len(timings["b"].cpu) == 3
+    assert Timing([3.0, 1.0, 2.0], [1.0, 1.0, 9.0]).median() == 2.0
+
+
+@pytest.mark.unit
+def test_line_fit():
+    names = ("cf", "user_tokenizer", "item_tokenizer", "llm", "evaluation")
+    rows = [
+        {"users": n, **{f"{name}_cpu_s": 2 + 0.003 * n for name in names}, "peak_rss_mb": n**2} for n in (1, 10, 100)
+    ]
+    found = fits(rows)
+    assert found["llm_cpu_s"]["per_1000_users"] == pytest.approx(3) and found["llm_cpu_s"]["r2"] == pytest.approx(1)
+    assert found["llm_cpu_s"]["intercept"] == pytest.approx(2) and found["peak_rss_mb"]["r2"] < 0.999
+
+
+@pytest.mark.unit
+def test_synthetic_items_lie_around_trained_ones():
+    trained = torch.cat([torch.zeros(1, 64), torch.eye(64)[:5]])
+    items = synthetic_items(trained, 3000, seed=1)
+    assert items.shape == (3001, 64) and not items[0].any()
+    cosine = (items[1:] @ trained[1:].T).max(dim=1).values
+    assert float(cosine.mean()) == pytest.approx(2**-0.5, abs=0.02)  # 45 degrees
+    assert torch.equal(items, synthetic_items(trained, 3000, seed=1))
+
+
+@pytest.mark.unit
+def test_the_page_shows_what_the_json_files_say():
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.page(text) == text
+    for name, (file, _) in tables.TABLES.items():
+        assert f"<!-- table {name} -->" in text
+        if (tables.RESULTS / f"{file}.json").exists():
+            content = json.loads((tables.RESULTS / f"{file}.json").read_text())
+            assert content["machine"]["threads"] >= 1 and np.isfinite(content["machine"]["load_average"]).all()
