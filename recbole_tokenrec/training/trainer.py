@@ -1,14 +1,17 @@
 """TokenRecTrainer: walks the stages of Section 2.5.1 inside RecBole's ``fit`` and ``evaluate``.
 
 Each stage has its own loader, AdamW, learning-rate schedule, epochs, early stopping on the validation metric and best
-state. Random numbers: torch is seeded anew at the start of each epoch from (seed, stage, epoch), so that a cached or
-resumed stage leaves the later ones unchanged.
+state. Random numbers: torch, numpy and Python are seeded anew at the start of each epoch from (seed, stage, epoch), so
+that a cached or resumed stage leaves the later ones unchanged. What a killed run needs to go on is in ``progress.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import os
+import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
+from recbole_tokenrec.training.progress import Progress, StageState, not_finite, resume_options
 from recbole_tokenrec.training.stages import Stage, stages_of
 
 
@@ -35,77 +39,105 @@ class TokenRecTrainer(Trainer):
 
     def __init__(self, config, model):
         super().__init__(config, model)
+        self._resume_options = resume_options(config)
+        # RecBole names the file by the second; trainings side by side would overwrite each other's.
+        file = Path(self.saved_model_file)
+        self.saved_model_file = str(file.with_name(f"{file.stem}-{os.getpid()}{file.suffix}"))
         self.reports: dict[str, dict] = {}
         self.valid_data = None
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
     ):
-        """Train all stages; returns RecBole's (best validation score, its metrics), those of the LLM4Rec stage."""
+        """Train all stages; returns RecBole's (best validation score, its metrics), those of the LLM4Rec stage.
+
+        Raises:
+            TrainingError: a loss or weight is not finite; the text says where, and which file holds the last good
+                state.
+            CheckpointError: a state cannot be written (the one before is still there) or, with ``resume``, read.
+        """
         self.valid_data = valid_data
-        self.verbose, self.show_progress = verbose, show_progress
+        self.verbose, self.show_progress, self.saved = verbose, show_progress, saved
         self.eval_collector.data_collect(train_data)
         cache = self._stage_cache(valid_data)
-        for build in stages_of(self.model, train_data):
-            stage = build()
-            self.model.stage = stage.name
-            report = None if stage.name == LLM else cache.load(stage)
-            if report is not None:
-                report = {**report, "cached": True, **stage.finish()}
-                self._log(f"{stage.title} stage: taken from {cache.path(stage)}")
-            else:
-                with Cost() as cost:
-                    report = self._run_stage(stage, callback_fn)
-                report.update(stage.finish(), cached=False, seconds=cost.seconds, peak_rss_mb=cost.peak_rss_mb)
-                if stage.name != LLM:
-                    cache.save(stage, report)
-            self.reports[stage.name] = report
+        self.progress = Progress(
+            Path(self.checkpoint_dir) / "resume", cache, *self._resume_options, vars(self.model.settings)
+        )
+        if not (saved and self._ended_before()):
+            stages = []
+            for build in stages_of(self.model, train_data):
+                stages.append(stage := build())
+                self.reports[stage.name] = self._trained_or_restored(stage, cache, callback_fn)
+            if saved:
+                self._save_checkpoint(self.reports[LLM]["best_epoch"], verbose=verbose)
+                self.progress.finish_all(self.saved_model_file, stages)
         self.best_valid_score = self.reports[LLM]["valid_score"]
         self.best_valid_result = self.reports[LLM]["valid"]
-        if saved:
-            self._save_checkpoint(self.reports[LLM]["best_epoch"], verbose=verbose)
+        self._seed("after", "training")  # a sampled evaluation draws numbers: the same ones after a resumed training
         return self.best_valid_score, self.best_valid_result
+
+    def _ended_before(self) -> bool:
+        """Take a finished training from its checkpoint, if an earlier process got that far."""
+        if (end := self.progress.end()) is None:
+            return False
+        self.saved_model_file = end["checkpoint"]
+        payload = load_checkpoint(self.saved_model_file, map_location=self.device)
+        self.model.load_state_dict(payload["state_dict"])
+        self.model.load_other_parameter(payload["other_parameter"])
+        self.reports = payload["reports"]
+        self._log(f"training: taken from {self.saved_model_file}")
+        return True
+
+    def _trained_or_restored(self, stage: Stage, cache: StageCache, callback_fn) -> dict:
+        """The stage's report, once its part holds its final state."""
+        self.model.stage = stage.name
+        cached = None if stage.name == LLM else cache.load(stage) or self.progress.finished(stage)
+        if cached is not None:
+            self._log(f"{stage.title} stage: taken from an earlier run")
+            return {**cached, "cached": True, **stage.finish()}
+        with Cost() as cost:
+            report = self._run_stage(stage, callback_fn)
+        seconds = cost.seconds + report.pop("earlier_seconds")
+        report.update(stage.finish(), cached=False, seconds=seconds, peak_rss_mb=cost.peak_rss_mb)
+        if stage.name != LLM:
+            cache.save(stage, report)
+            self.progress.finish(stage, report)
+        return report
 
     # ---- one stage --------------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage, callback_fn=None) -> dict:
-        self._seed(stage, "start")
+        self._seed(stage.name, "start")
         stage.start()
         epochs, steps = stage.epochs(), stage.steps_per_epoch()
         self.optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate"))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_at(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
         )
-        best = {"score": -math.inf if self.valid_metric_bigger else math.inf, "epoch": -1, "state": None, "valid": None}
-        waited, shown = 0, {}
+        state = StageState(stage, self.optimizer, schedule, self.valid_metric_bigger)
+        if self.progress.take_up(state):
+            self._log(f"{stage.title} stage: goes on in epoch {state.epoch}")
+        earlier, shown = state.seconds, {}
         bar = tqdm(
             total=epochs * steps,
+            initial=state.epoch * steps,
             ncols=110,
             desc=set_color(f"{stage.title:>14}", "pink"),
             disable=not self.show_progress,
             mininterval=0.5,
         )
-        for epoch in range(epochs):
-            self._seed(stage, epoch)
+        for epoch in range(state.epoch, epochs):
+            self._seed(stage.name, epoch)
             self.model.train()
             stage.before_epoch(epoch)
-            loss = self._train_stage_epoch(stage, epoch, schedule, bar)
-            shown["loss"] = f"{loss:.4f}"
-            scalars = {"loss": loss, **stage.after_epoch(epoch)}
+            state.loss = self._train_stage_epoch(state, epoch, bar)
+            shown["loss"] = f"{state.loss:.4f}"
+            scalars = {"loss": state.loss, **stage.after_epoch(epoch)}
+            if weight := not_finite(stage.part):
+                self._stop(state, f"the weight {weight} is not finite after epoch {epoch}")
             last = epoch == epochs - 1
             if stage.validates and self.valid_data and ((epoch + 1) % stage.option("eval_step") == 0 or last):
-                stage.before_validation()
-                score, result = self._valid_epoch(self.valid_data)
-                best["score"], waited, stop, improved = early_stopping(
-                    score,
-                    best["score"],
-                    waited,
-                    max_step=stage.option("stopping_step"),
-                    bigger=self.valid_metric_bigger,
-                )
-                if improved:
-                    best.update(epoch=epoch, state=copy.deepcopy(stage.part.state_dict()), valid=dict(result))
-                stage.after_validation()
+                score, stop = self._validate(state, epoch)
                 scalars[self.valid_metric] = score
                 shown["valid"] = f"{score:.4f}"
                 if callback_fn and stage.name == LLM:
@@ -114,42 +146,81 @@ class TokenRecTrainer(Trainer):
             bar.set_postfix(shown, refresh=False)
             for name, value in scalars.items():
                 self.tensorboard.add_scalar(f"{stage.name}/{name}", value, epoch)
+            state.epoch = epoch + 1
             if last:
                 break
+            state.remember_good()
+            self.progress.keep(state)
         bar.close()
-        if best["state"] is not None:
-            stage.part.load_state_dict(best["state"])
-        report = {"epochs": epoch + 1, "loss": loss}
-        report.update(best_epoch=best["epoch"] if best["state"] is not None else epoch)
+        return self._stage_report(state, earlier)
+
+    def _validate(self, state: StageState, epoch: int) -> tuple[float, bool]:
+        """Validation score, and whether the stage should stop; the best part so far is kept in ``state``."""
+        stage = state.stage
+        stage.before_validation()
+        score, result = self._valid_epoch(self.valid_data)
+        state.best_score, state.waited, stop, improved = early_stopping(
+            score,
+            state.best_score,
+            state.waited,
+            max_step=stage.option("stopping_step"),
+            bigger=self.valid_metric_bigger,
+        )
+        if improved:
+            state.best_epoch, state.best_valid = epoch, dict(result)
+            state.best_part = copy.deepcopy(stage.part.state_dict())
+        stage.after_validation()
+        return score, stop
+
+    def _stage_report(self, state: StageState, earlier: float) -> dict:
+        """Load the best state; what the result file says of the stage."""
+        stage = state.stage
+        if state.best_part is not None:
+            stage.part.load_state_dict(state.best_part)
+        report = {"epochs": state.epoch, "loss": state.loss, "earlier_seconds": earlier}
+        report.update(best_epoch=state.best_epoch if state.best_part is not None else state.epoch - 1)
         if stage.validates:
-            report.update(valid_score=best["score"], valid=best["valid"])
+            report.update(valid_score=state.best_score, valid=state.best_valid)
         self._log(
             f"{stage.title} stage: {report['epochs']} epochs"
-            + (f", best epoch {best['epoch']}: {dict2str(best['valid'])}" if best["valid"] else "")
+            + (f", best epoch {state.best_epoch}: {dict2str(state.best_valid)}" if state.best_valid else "")
         )
         return report
 
-    def _train_stage_epoch(self, stage: Stage, epoch: int, schedule, bar) -> float:
+    def _train_stage_epoch(self, state: StageState, epoch: int, bar) -> float:
         """One pass over the stage's batches; returns the mean loss of a step."""
+        stage = state.stage
         total, steps = 0.0, 0
         for interaction in stage.batches(epoch):
             loss = self.model.calculate_loss(interaction.to(self.device))
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"{stage.title} stage: the loss is {value} in epoch {epoch}, step {steps}; "
-                    f"lower {stage.prefix}_learning_rate ({stage.option('learning_rate')})"
-                )
+                self._stop(state, f"the loss is {value} in epoch {epoch}, step {steps}")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if stage.clip_grad_norm:
                 torch.nn.utils.clip_grad_norm_(stage.part.parameters(), stage.clip_grad_norm)
             self.optimizer.step()
-            schedule.step()
+            state.schedule.step()
             stage.after_step()
             total, steps = total + value, steps + 1
             bar.update()
         return total / max(steps, 1)
+
+    def _stop(self, state: StageState, what: str) -> None:
+        """Put the stage's last good state back, keep it in a checkpoint where it gives scores, and raise."""
+        stage, model = state.stage, self.model
+        weight = not_finite(stage.part)
+        text = f"{stage.title} stage: {what}" + (f" (first weight that is not finite: {weight})" if weight else "")
+        epoch = state.put_good_back()
+        if epoch is not None and self.saved:
+            if stage.name == COLLABORATIVE:
+                model.refresh_representations()
+            if stage.name != LLM or state.best_part is None:  # what can be scored is the stage before
+                model.stage = COLLABORATIVE
+            self._save_checkpoint(epoch, verbose=False)
+            text += f"; the last good state, of epoch {epoch}, is kept in {self.saved_model_file}"
+        raise TrainingError(f"{text}; lower {stage.prefix}_learning_rate ({stage.option('learning_rate')})")
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -270,8 +341,11 @@ class TokenRecTrainer(Trainer):
         }
         return StageCache(f"{self.checkpoint_dir}/stage_cache" if settings.stage_cache else None, context)
 
-    def _seed(self, stage: Stage, moment) -> None:
-        torch.manual_seed(derived_seed(self.model.seed, stage.name, moment))
+    def _seed(self, *moment) -> None:
+        seed = derived_seed(self.model.seed, *moment)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # RecBole's samplers
+        random.seed(seed)
 
     def _log(self, text: str) -> None:
         if self.verbose:
