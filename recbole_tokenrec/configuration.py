@@ -35,6 +35,12 @@ _UNLISTED = {
     "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization", "datasets",
 }  # fmt: skip
 
+# Settings that say where, how loudly and how often, not what: runs that differ in these alone have the same numbers.
+NO_MATTER = {
+    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
+    "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
+}  # fmt: skip
+
 
 def make_config(
     model: str, dataset: str, config_files=(), overrides: dict | None = None, known: set[str] | None = None

@@ -21,6 +21,9 @@ def add_parser(subparsers) -> None:
     add_common_arguments(parser)
     parser.add_argument("--model", default="TokenRec", help="NAME[,NAME...]: ours or RecBole's (default: %(default)s)")
     parser.add_argument("--preset", help="tuned (default), paper, user_id_only; for TokenRec")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the same command was killed: same numbers as uninterrupted"
+    )
     parser.add_argument("--result_file", help="JSON file (default: OUTPUT_DIR/DATASET-MODELS-SEED.json)")
     parser.set_defaults(handler=run)
 
@@ -54,6 +57,8 @@ def run(arguments, rest: list[str]) -> int:
     if not models:
         raise ConfigError("--model: at least one name is needed")
     preset = overrides.pop("preset", None)
+    if arguments.resume:
+        overrides["resume"] = True
     path = arguments.result_file or Path(arguments.output_dir) / (
         f"{arguments.dataset}-{'-'.join(models)}-{overrides.get('seed', 2020)}.json"
     )
@@ -64,7 +69,8 @@ def run(arguments, rest: list[str]) -> int:
 
 
 def summary(result: dict) -> str:
-    """One table, model x metric, validation and test; TokenRec's collaborative stage stands below it."""
+    """One table, model x metric, validation and test; TokenRec's collaborative stage stands below it, and below the
+    table what is wrong with a model (``health.py``)."""
     rows, metrics = [], None
     for row in result["models"]:
         entries = [(row["name"] + (f" ({row['preset']})" if row["preset"] else ""), row)]
@@ -74,7 +80,8 @@ def summary(result: dict) -> str:
             metrics = metrics or list(entry["valid"])
             rows += [[label, split, *(entry[split][metric] for metric in metrics)] for split in ("valid", "test")]
     data = result["dataset"]
+    findings = [f"{row['name']}: {finding}" for row in result["models"] for finding in row["health"]["findings"]]
     title = f"{data['name']}: {data['users']} users, {data['items']} items, {data['interactions']} interactions"
     return f"\n{title}; seed {result['seed']}\n" + tabulate(
         rows, headers=["model", "split", *metrics], floatfmt=".4f"
-    )
+    ) + "".join(f"\nhealth: {finding}" for finding in findings)

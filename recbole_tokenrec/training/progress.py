@@ -93,7 +93,9 @@ class StageState:
 
     def put_good_back(self) -> int | None:
         """Load the best or else the last good weights into the stage's part; their epoch, None if there are none."""
-        part, epoch = (self.best_part, self.best_epoch) if self.best_part is not None else (self._good, self._good_epoch)
+        part, epoch = self._good, self._good_epoch
+        if self.best_part is not None:
+            part, epoch = self.best_part, self.best_epoch
         if part is None:
             return None
         self.stage.part.load_state_dict(part)
@@ -155,7 +157,9 @@ class Progress:
         try:
             state.restore(payload["inside"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: the state does not fit this stage ({error}); delete it to start anew") from error
+            raise CheckpointError(
+                f"{path}: the state does not fit this stage ({error}); delete it to start anew"
+            ) from error
         return True
 
     def keep(self, state: StageState) -> None:
