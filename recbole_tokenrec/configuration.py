@@ -23,6 +23,7 @@ from recbole.utils.argument_list import (
     training_arguments,
 )
 
+from recbole_tokenrec.commonkeys import check_common
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.paths import properties_dir
 from recbole_tokenrec.registry import MODELS, known_models
@@ -56,19 +57,25 @@ def make_config(
     Raises:
         ConfigError: unknown model or key, file that cannot be read.
     """
+    if not dataset or Path(dataset).name != dataset:
+        raise ConfigError(f"dataset: {dataset!r} is not allowed; allowed: a name, without a path (see data_path)")
     overrides = dict(overrides or {})
     known = known_keys(model) if known is None else known
     for file in config_files:
         reject_unknown(_read_yaml(file), known)
     reject_unknown(overrides, known)
     keys = {**_table_defaults(model, dataset), **merged(config_files), **overrides}
+    if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
+        raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
     with quiet_argv():
         try:
-            return Config(model=model, dataset=dataset, config_dict=keys)
+            config = Config(model=model, dataset=dataset, config_dict=keys)
         except ConfigError:
             raise
         except (ValueError, KeyError, NotImplementedError, TypeError) as error:
             raise ConfigError(f"model '{model}': {error}") from error
+    check_common(config)
+    return config
 
 
 def _table_defaults(model: str, dataset: str) -> dict:

@@ -27,6 +27,7 @@ import recbole_tokenrec
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.datacheck import load_data
+from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
 from recbole_tokenrec.measure import Cost
@@ -58,6 +59,8 @@ def run_models(
         result_file: written anew after each model, so that a cut loses the running model only. With ``resume``, its
             rows of the same configuration, versions and data are kept, and the running model goes on where it was.
     """
+    if preset and "TokenRec" not in models:
+        raise ConfigError(f"preset: {preset!r} was set, but {', '.join(models)} has no presets")
     known = set().union(*(known_keys(name) for name in models))
     configs = []
     for name in models:
@@ -66,6 +69,12 @@ def run_models(
         if name == "TokenRec":
             read_settings(configs[-1])  # a wrong value stops before anything is trained
     resume, _ = resume_options(configs[0])
+    for folder in {config["checkpoint_dir"] for config in configs}:
+        need_folder("checkpoint_dir", folder)
+    if result_file:
+        if Path(result_file).is_dir():
+            raise ConfigError(f"result_file: {result_file} is a folder; allowed: a file's name")
+        need_folder("result_file", Path(result_file).absolute().parent)
     earlier = _earlier_result(result_file, configs[0]) if resume else None
     result = {"dataset": None, "seed": None, "versions": versions(), "models": []}
     for config in configs:
@@ -81,6 +90,16 @@ def run_models(
         if result_file:
             write_json(result_file, result)
     return result
+
+
+def need_folder(key: str, folder) -> None:
+    """Make ``folder``, or raise a ``ConfigError`` that names ``key``: now, not when hours of work are to be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}: the folder {folder} cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{key}: the folder {folder} may not be written")
 
 
 def identity_of(config) -> str:
@@ -121,12 +140,14 @@ def run_model(config) -> Trained:
     """Train the model of ``config`` and evaluate it."""
     name, identity = config["model"], identity_of(config)
     init_seed(config["seed"], config["reproducibility"])
-    start_logging(config)
     with Cost() as loading:
         dataset, (train_data, valid_data, test_data) = load_data(config)
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
         model = (FASTER.get(name) or get_model(name))(config, train_data._dataset).to(config["device"])
+        # Only now, so that bad data or a backbone that cannot be had leaves no log behind.
+        start_logging(config)
+        logging.getLogger().info(dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
     resumable = None
     with Cost() as training:
@@ -177,9 +198,13 @@ def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:
 def _fit_quietly(trainer, train_data, valid_data, config) -> None:
     """RecBole's ``fit`` with one bar over its epochs instead of two lines for each."""
     bar = tqdm(
-        total=trainer.epochs, initial=trainer.start_epoch, ncols=110, desc=f"{config['model']:>14}", disable=not config["show_progress"],
+        total=trainer.epochs,
+        initial=trainer.start_epoch,
+        ncols=110,
+        desc=f"{config['model']:>14}",
+        disable=not config["show_progress"],
         mininterval=0.5,
-    )  # fmt: skip
+    )
 
     def step(epoch, score):
         bar.set_postfix(valid=f"{score:.4f}", refresh=False)

@@ -34,6 +34,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("error: there is not enough memory for these sizes; lower batch, embedding or codebook sizes "
+              f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -33,7 +33,7 @@ def add_common_arguments(parser) -> None:
     parser.add_argument("--dataset", default="ml-100k", help="(default: %(default)s, bundled in RecBole)")
     parser.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win")
     parser.add_argument("--data_path", help="folder that holds DATASET/DATASET.inter")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=parse_value, help="int (default: 2020)")
     parser.add_argument("--output_dir", default="output", help="checkpoints, cache, results (default: %(default)s)")
 
 
