@@ -276,7 +276,13 @@ def load_data_and_model(model_file):
     # Seeded again, since building the loaders drew numbers: the model starts as in run_recbole.
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{model_file}: the checkpoint does not fit the data set '{config['dataset']}' as it is now, with "
+            f"{dataset.user_num - 1} users and {dataset.item_num - 1} items ({str(error).splitlines()[-1].strip()})"
+        ) from error
     other = checkpoint.get("other_parameter") or {}
     on_device = {k: v.to(config["device"]) if isinstance(v, torch.Tensor) else v for k, v in other.items()}
     model.load_other_parameter(on_device)

@@ -89,7 +89,7 @@ CONFIGURATION = [
      "[low, high] within (0, 1)"),
     ("TokenRec", ["--prompt_order=sequential", "--llm_batching=interactions"], "prompt_order: 'sequential' needs "
      "llm_batching: users; it is 'interactions'"),
-    ("TokenRec", ["--cf_loss=own"], "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: false"),
+    ("TokenRec", ["--cf_loss=own"], "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: "),
     ("TokenRec", ["--cf_model=BPR"], "cf_model: 'BPR' has a loss of its own; set cf_loss: own (softmax_cosine needs "
      "LightGCN)"),
     ("TokenRec", ["--cf_n_layers=0"], "cf_n_layers: 0 leaves users without a representation; set cf_user_table: true"),
@@ -126,8 +126,8 @@ DATA = [
      "'soon')"),
     (HEADER + ROWS.replace("\t5\n", "\tinf\n"), "4 of 24 rows of {} have no finite 'timestamp'"),
     (HEADER + ROWS.replace("i2", '"i2'), "RecBole cannot read it: "),
-    (HEADER + "u\ti1\t1\nu\ti2\t2\nu\ti3\t3\nu\ti4\t4\n", "1 user(s) and 4 item(s) are left after the filters; at least "
-     "2 users and 3 items are needed"),
+    (HEADER + "u\ti1\t1\nu\ti2\t2\nu\ti3\t3\nu\ti4\t4\n", "1 user(s) and 4 item(s) are left after the filters; at "
+     "least 2 users and 3 items are needed"),
     (HEADER + "".join(f"u{u}\ti1\t{t}\n" for u in range(5) for t in range(4)), "5 user(s) and 1 item(s) are left"),
     (HEADER + "u\ta\t1\nu\tb\t2\nv\tc\t1\nv\ta\t2\n", "no user has 3 interactions, and leave-one-out takes one for "
      "validation and one for test"),
