@@ -40,6 +40,7 @@ _UNLISTED = {
 NO_MATTER = {
     "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
     "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
+    "distributed_timeout",
 }  # fmt: skip
 
 

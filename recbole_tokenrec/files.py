@@ -44,6 +44,8 @@ def written_whole(path, what: str = "the file", error: type = OutputError):
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as problem:  # torch turns a full disk into a RuntimeError
+        if isinstance(problem.__context__, (KeyboardInterrupt, SystemExit)):
+            raise problem.__context__ from None  # torch cannot close its archive where Ctrl-C has cut it
         raise error(f"{path}: {what} cannot be written ({reason(problem)})") from problem
     finally:
         with contextlib.suppress(OSError):

@@ -33,6 +33,7 @@ from recbole_tokenrec.health import examine
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.settings import read_settings
+from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.progress import resume_options
 from recbole_tokenrec.training.resume import ResumableTraining
 
@@ -61,6 +62,8 @@ def run_models(
     """
     if preset and "TokenRec" not in models:
         raise ConfigError(f"preset: {preset!r} was set, but {', '.join(models)} has no presets")
+    if distributed.active() and set(models) != {"TokenRec"}:
+        raise ConfigError(f"model: {', '.join(models)}: TokenRec alone can be trained by several processes (torchrun)")
     known = set().union(*(known_keys(name) for name in models))
     configs = []
     for name in models:
@@ -75,7 +78,8 @@ def run_models(
         if Path(result_file).is_dir():
             raise ConfigError(f"result_file: {result_file} is a folder; allowed: a file's name")
         need_folder("result_file", Path(result_file).absolute().parent)
-    earlier = _earlier_result(result_file, configs[0]) if resume else None
+    earlier = _earlier_result(result_file, configs[0]) if resume and distributed.is_first() else None
+    earlier = distributed.shared(earlier)
     result = {"dataset": None, "seed": None, "versions": versions(), "models": []}
     for config in configs:
         identity = identity_of(config)
@@ -87,7 +91,7 @@ def run_models(
             result["dataset"] = earlier["dataset"]
         result["seed"] = config["seed"]
         result["models"].append(row)
-        if result_file:
+        if result_file and distributed.is_first():
             write_json(result_file, result)
     return result
 

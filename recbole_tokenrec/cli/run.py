@@ -5,6 +5,7 @@ Every key of RecBole or of our models can be given as ``--key=value``, e.g. ``--
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tabulate import tabulate
@@ -12,6 +13,7 @@ from tabulate import tabulate
 from recbole_tokenrec.configuration import parse_value
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.pipeline import run_models
+from recbole_tokenrec.training.distributed import active, is_first, process_group
 
 
 def add_parser(subparsers) -> None:
@@ -62,9 +64,15 @@ def run(arguments, rest: list[str]) -> int:
     path = arguments.result_file or Path(arguments.output_dir) / (
         f"{arguments.dataset}-{'-'.join(models)}-{overrides.get('seed', 2020)}.json"
     )
-    result = run_models(models, arguments.dataset, arguments.config_files, overrides, preset, result_file=path)
-    print(summary(result))
-    print(f"\nresult file: {path}")
+    with process_group(overrides.get("distributed_timeout", 600), overrides.get("use_gpu", True)):
+        if not is_first():
+            overrides.update(state="ERROR", show_progress=False)
+        if active():
+            overrides.setdefault("gpu_id", os.environ.get("LOCAL_RANK", "0"))
+        result = run_models(models, arguments.dataset, arguments.config_files, overrides, preset, result_file=path)
+        if is_first():
+            print(summary(result))
+            print(f"\nresult file: {path}")
     return 0
 
 

@@ -26,10 +26,14 @@ from recbole_tokenrec.errors import ConfigError, TrainingError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
+from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.progress import Progress, StageState, not_finite, resume_options
 from recbole_tokenrec.training.stages import Stage, stages_of
+
+# What RecBole's collector holds for each user; the rest is of the data set.
+PER_USER = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
 
 
 class TokenRecTrainer(Trainer):
@@ -60,9 +64,15 @@ class TokenRecTrainer(Trainer):
         self.verbose, self.show_progress, self.saved = verbose, show_progress, saved
         self.eval_collector.data_collect(train_data)
         cache = self._stage_cache(valid_data)
+        resume, every = self._resume_options
         self.progress = Progress(
-            Path(self.checkpoint_dir) / "resume", cache, *self._resume_options, vars(self.model.settings)
+            Path(self.checkpoint_dir) / "resume",
+            cache,
+            resume and distributed.is_first(),
+            every if distributed.is_first() else None,
+            vars(self.model.settings),
         )
+        self.saved_model_file = distributed.shared(self.saved_model_file)
         if not (saved and self._ended_before()):
             stages = []
             for build in stages_of(self.model, train_data):
@@ -78,7 +88,7 @@ class TokenRecTrainer(Trainer):
 
     def _ended_before(self) -> bool:
         """Take a finished training from its checkpoint, if an earlier process got that far."""
-        if (end := self.progress.end()) is None:
+        if (end := distributed.shared(self.progress.end())) is None:
             return False
         self.saved_model_file = end["checkpoint"]
         payload = load_checkpoint(self.saved_model_file, map_location=self.device)
@@ -91,15 +101,18 @@ class TokenRecTrainer(Trainer):
     def _trained_or_restored(self, stage: Stage, cache: StageCache, callback_fn) -> dict:
         """The stage's report, once its part holds its final state."""
         self.model.stage = stage.name
-        cached = None if stage.name == LLM else cache.load(stage) or self.progress.finished(stage)
-        if cached is not None:
+        cached = None
+        if stage.name != LLM and distributed.is_first():
+            cached = cache.load(stage) or self.progress.finished(stage)
+        if (cached := distributed.shared(cached)) is not None:
+            distributed.share_state(stage.part)
             self._log(f"{stage.title} stage: taken from an earlier run")
             return {**cached, "cached": True, **stage.finish()}
         with Cost() as cost:
             report = self._run_stage(stage, callback_fn)
         seconds = cost.seconds + report.pop("earlier_seconds")
         report.update(stage.finish(), cached=False, seconds=seconds, peak_rss_mb=cost.peak_rss_mb)
-        if stage.name != LLM:
+        if stage.name != LLM and distributed.is_first():
             cache.save(stage, report)
             self.progress.finish(stage, report)
         return report
@@ -109,13 +122,15 @@ class TokenRecTrainer(Trainer):
     def _run_stage(self, stage: Stage, callback_fn=None) -> dict:
         self._seed(stage.name, "start")
         stage.start()
-        epochs, steps = stage.epochs(), stage.steps_per_epoch()
+        epochs, steps = stage.epochs(), -(-stage.steps_per_epoch() // distributed.world())
         self.optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate"))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_at(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
         )
         state = StageState(stage, self.optimizer, schedule, self.valid_metric_bigger)
-        if self.progress.take_up(state):
+        taken_up = state.payload() if self.progress.take_up(state) else None
+        if (taken_up := distributed.shared(taken_up)) is not None:
+            state.restore(taken_up)
             self._log(f"{stage.title} stage: goes on in epoch {state.epoch}")
         earlier, shown = state.seconds, {}
         bar = tqdm(
@@ -123,16 +138,20 @@ class TokenRecTrainer(Trainer):
             initial=state.epoch * steps,
             ncols=110,
             desc=set_color(f"{stage.title:>14}", "pink"),
-            disable=not self.show_progress,
+            disable=not (self.show_progress and distributed.is_first()),
             mininterval=0.5,
         )
         for epoch in range(state.epoch, epochs):
             self._seed(stage.name, epoch)
             self.model.train()
             stage.before_epoch(epoch)
+            if distributed.active():  # alike at the start of an epoch, and then each with random numbers of its own
+                distributed.share_state(stage.part)
+                torch.manual_seed(derived_seed(self.model.seed, stage.name, epoch, distributed.rank()))
             state.loss = self._train_stage_epoch(state, epoch, bar)
             shown["loss"] = f"{state.loss:.4f}"
             scalars = {"loss": state.loss, **stage.after_epoch(epoch)}
+            distributed.share_state(stage.part)
             if weight := not_finite(stage.part):
                 self._stop(state, f"the weight {weight} is not finite after epoch {epoch}")
             last = epoch == epochs - 1
@@ -191,13 +210,16 @@ class TokenRecTrainer(Trainer):
         """One pass over the stage's batches; returns the mean loss of a step."""
         stage = state.stage
         total, steps = 0.0, 0
-        for interaction in stage.batches(epoch):
-            loss = self.model.calculate_loss(interaction.to(self.device))
-            value = float(loss.detach())
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for interaction, sharing in distributed.own_batches(stage.batches(epoch)):
+            loss = None if interaction is None else self.model.calculate_loss(interaction.to(self.device))
+            value = distributed.mean_loss(loss, sharing)
             if not math.isfinite(value):
                 self._stop(state, f"the loss is {value} in epoch {epoch}, step {steps}")
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if loss is not None:
+                loss.backward()
+            distributed.average_gradients(parameters, sharing)
             if stage.clip_grad_norm:
                 torch.nn.utils.clip_grad_norm_(stage.part.parameters(), stage.clip_grad_norm)
             self.optimizer.step()
@@ -237,12 +259,41 @@ class TokenRecTrainer(Trainer):
         model.eval()
         model.evaluation_histories = self._histories_for(eval_data)
         try:
+            if distributed.active():
+                return self._evaluate_together(eval_data)
             if model.stage != COLLABORATIVE:
                 model.remember_users()
             return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         finally:
             model.forget_users()
             model.evaluation_histories = model.histories
+
+    def _evaluate_together(self, eval_data) -> dict:
+        """RecBole's evaluation with its batches dealt out to the processes; the same metrics in each of them."""
+        model = self.model
+        if model.stage != COLLABORATIVE:
+            mine = torch.arange(distributed.rank(), model.n_users, distributed.world(), device=self.device)
+            parts = distributed.everybodys(model.encode_users(mine).cpu())
+            encoded = torch.empty(model.n_users, parts[0].shape[1])
+            for rank, part in enumerate(parts):
+                encoded[rank :: distributed.world()] = part
+            model.use_encoded_users(encoded.to(self.device))
+        self.tot_item_num = eval_data._dataset.item_num
+        full = isinstance(eval_data, FullSortEvalDataLoader)
+        scores_of = self._full_sort_batch_eval if full else self._neg_sample_batch_eval
+        mine = {}
+        for number, batch in enumerate(eval_data):  # sampled negatives are drawn alike in every process
+            if number % distributed.world() == distributed.rank():
+                interaction, scores, rows, items = scores_of(batch)
+                self.eval_collector.eval_batch_collect(scores, interaction, rows, items)
+                struct = self.eval_collector.get_data_struct()
+                mine[number] = {key: struct[key] for key in PER_USER if key in struct}
+        parts = {number: part for process in distributed.everybodys(mine) for number, part in process.items()}
+        struct = self.eval_collector.get_data_struct()  # what concerns the data as a whole
+        for key in PER_USER:
+            if key in parts[0]:
+                struct.set(key, torch.cat([parts[number][key] for number in sorted(parts)]))
+        return self.evaluator.evaluate(struct)
 
     @torch.no_grad()
     def evaluate_collaborative(self, eval_data, score: str) -> dict:
@@ -313,6 +364,8 @@ class TokenRecTrainer(Trainer):
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         path = kwargs.pop("saved_model_file", self.saved_model_file)
         model = self.model
+        if not distributed.is_first():
+            return distributed.barrier()
         config = plain_config(self.config)
         config["config_dict"]["llm_backbone_state"] = model.backbone_state
         save_checkpoint(
@@ -328,6 +381,7 @@ class TokenRecTrainer(Trainer):
                 "reports": self.reports,
             },
         )
+        distributed.barrier()  # nobody looks for the file before it is there
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
@@ -348,7 +402,7 @@ class TokenRecTrainer(Trainer):
         random.seed(seed)
 
     def _log(self, text: str) -> None:
-        if self.verbose:
+        if self.verbose and distributed.is_first():
             self.logger.info(text)
 
 

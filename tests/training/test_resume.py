@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(toy_data, tmp_path,
     assert checkpoint["other_parameter"]["stage"] == "llm"
     assert all(torch.isfinite(v).all() for v in checkpoint["state_dict"].values() if v.is_floating_point())
     broken_after(SparseLightGCN, 4, "")
-    with pytest.raises(TrainingError, match=r"LightGCN: the loss is inf in epoch 0; lower learning_rate \(0.001\)"):
+    with pytest.raises(TrainingError, match=r"LightGCN: the loss is inf in epoch 0; lower learning_rate \(0.005\)"):
         run(toy_data, "LightGCN", tmp_path / "b" / "r.json")
 
 
