@@ -15,6 +15,11 @@ from pathlib import Path
 
 from recbole_tokenrec.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _STALE_AFTER = 600.0  # seconds since its last change after which nobody can be writing a temporary file any more
 
 
@@ -78,3 +83,27 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(path, wait: bool = True):
+    """``with exclusive(path) as held:`` one process at a time, by a lock on the file ``path`` (made, and left there).
+
+    The kernel lets go of a lock when its process dies, however it dies. Where there are no such locks (Windows), every
+    process is let in.
+
+    Args:
+        wait: until the lock is free; otherwise ``held`` is False if it is not.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        yield fcntl is None or _lock(file, wait)  # closing the file lets go
+
+
+def _lock(file, wait: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True

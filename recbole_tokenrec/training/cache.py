@@ -7,6 +7,7 @@ trains LightGCN once, and an entry made for anything else has another name and i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from recbole_tokenrec.checkpoints import load_checkpoint, save_checkpoint
 from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.histories import Histories
 
 
@@ -49,6 +51,12 @@ class StageCache:
 
     def path(self, stage) -> Path:
         return self.folder / self.name(stage.name, stage.determinants())
+
+    def exclusive(self, stage):
+        """``with cache.exclusive(stage):`` of trainings side by side one makes the entry, the others wait for it."""
+        if self.folder is None:
+            return contextlib.nullcontext()
+        return exclusive(self.folder / f"{self.path(stage).stem}.lock")
 
     def load(self, stage) -> dict | None:
         """The stage's report if it was restored, else None. A damaged entry counts as none and is replaced."""

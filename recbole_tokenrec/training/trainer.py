@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,9 @@ class TokenRecTrainer(Trainer):
             stages = []
             for build in stages_of(self.model, train_data):
                 stages.append(stage := build())
-                self.reports[stage.name] = self._trained_or_restored(stage, cache, callback_fn)
+                alone = cache.exclusive(stage) if stage.name != LLM and distributed.is_first() else nullcontext()
+                with alone:
+                    self.reports[stage.name] = self._trained_or_restored(stage, cache, callback_fn)
             if saved:
                 self._save_checkpoint(self.reports[LLM]["best_epoch"], verbose=verbose)
                 self.progress.finish_all(self.saved_model_file, stages)

@@ -41,7 +41,7 @@ def run(toy_data, name, file, kill_at=None, **keys):
         "use_gpu": False, "checkpoint_every_seconds": 0, "seed": 11, **SETTINGS[name], **keys,
     }  # fmt: skip
     if name != "TokenRec":
-        settings.setdefault("epochs", 6)
+        settings = {"epochs": 6, "eval_step": 1, **settings}
     calls = 0
     original = pipeline.get_trainer
 
