@@ -8,6 +8,7 @@ files, the user's keys. Unknown keys are an error.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import sys
 from pathlib import Path
@@ -70,13 +71,29 @@ def make_config(
         raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
     with quiet_argv():
         try:
-            config = Config(model=model, dataset=dataset, config_dict=keys)
+            config = _LiteralConfig(model=model, dataset=dataset, config_dict=keys)
+            config.__class__ = Config  # as whom it is saved in checkpoints
         except ConfigError:
             raise
         except (ValueError, KeyError, NotImplementedError, TypeError) as error:
             raise ConfigError(f"model '{model}': {error}") from error
     check_common(config)
     return config
+
+
+class _LiteralConfig(Config):
+    """RecBole calls ``eval`` on every text of a ``config_dict``; ours come out of files that strangers may write."""
+
+    def _convert_config_dict(self, config_dict):
+        return {key: _literal(text) if isinstance(text, str) else text for key, text in config_dict.items()}
+
+
+def _literal(text: str):
+    """The number, list, … that ``text`` writes out, as RecBole reads it, or ``text``; no name and no call is followed."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _table_defaults(model: str, dataset: str) -> dict:

@@ -61,7 +61,7 @@ def check_space(space) -> dict:
         numbers = numbers and all(type(entry.get(end)) in (int, float) for end in ("low", "high"))
         if not numbers or entry["low"] >= entry["high"]:
             raise ConfigError(
-                f"space: {key}: {entry!r} is not allowed; allowed: a list of values, or {{low: a, high: b}} with a < b, "
+                f"space: {key}: {entry!r} is not allowed; allowed: a list, or {{low: a, high: b}} with a < b, "
                 "and log: true or step: s"
             )
     return space

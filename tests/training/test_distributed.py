@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from recbole.quick_start import load_data_and_model
-from recbole.utils import get_trainer
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.training.distributed import average_gradients, own_batches, process_group
@@ -50,6 +48,9 @@ def ended(process, seconds) -> str:
 
 def one_process_agrees(folder):
     """The checkpoint of two processes, loaded and evaluated in this one."""
+    from recbole.quick_start import load_data_and_model  # not at the top: spawned processes import this file first
+    from recbole.utils import get_trainer
+
     (row,) = json.loads((folder / "r.json").read_text())["models"]
     config, model, _, _, valid, test = load_data_and_model(row["checkpoint"])
     trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
