@@ -89,7 +89,7 @@ class _LiteralConfig(Config):
 
 
 def _literal(text: str):
-    """The number, list, … that ``text`` writes out, as RecBole reads it, or ``text``; no name and no call is followed."""
+    """The number, list, … that ``text`` writes out, as RecBole reads it, or ``text``; nothing is called."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
