@@ -92,7 +92,8 @@ CONFIGURATION = [
     ("TokenRec", ["--cf_loss=own"], "llm_user_tokens: 'visible' needs cf_loss: softmax_cosine and cf_user_table: "),
     ("TokenRec", ["--cf_model=BPR"], "cf_model: 'BPR' has a loss of its own; set cf_loss: own (softmax_cosine needs "
      "LightGCN)"),
-    ("TokenRec", ["--cf_n_layers=0"], "cf_n_layers: 0 leaves users without a representation; set cf_user_table: true"),
+    ("TokenRec", ["--cf_n_layers=0", "--cf_targets=all"], "cf_n_layers: 0 leaves users without a representation; set "
+     "cf_user_table: true"),
     ("TokenRec", [*OWN, "--cf_model=LightGNN"], "cf_model: RecBole has no model 'LightGNN'"),
     ("TokenRec", [*OWN, "--cf_model=SASRec"], "cf_model: 'SASRec' is no GeneralRecommender"),
     ("TokenRec", [*OWN, "--cf_model=Pop"], "cf_model: 'Pop' keeps no user and item embeddings"),
@@ -259,7 +260,14 @@ def backbone(name, folder, tiny_t5):
     elif name == "weights of another size":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "d_model": 48}))
-        return "the weights do not fit the configuration: "
+    elif name == "a weight is missing":
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        lost = "encoder.block.0.layer.0.SelfAttention.q.weight"
+        del tensors[lost]
+        save_file(tensors, weights, {"format": "pt"})
+        return f"the weights do not fit the configuration: 1 are missing, e.g. {lost}."
     elif name == "another model's ID tokens":
         from transformers import AutoTokenizer
 
@@ -285,7 +293,7 @@ def backbone(name, folder, tiny_t5):
 
 BACKBONES = [
     "no weights", "weights cut short", "weights are no safetensors", "configuration is no JSON", "no configuration",
-    "no tokenizer", "other architecture", "weights of another size", "another model's ID tokens",
+    "no tokenizer", "other architecture", "weights of another size", "a weight is missing", "another model's ID tokens",
     "tokenizer without padding", "vocabulary larger than the embedding",
 ]  # fmt: skip
 

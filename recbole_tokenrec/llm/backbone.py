@@ -193,13 +193,12 @@ def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | N
             f"llm_backbone: '{name}' could not be loaded ({type(error).__name__}: {first_line[:200]}). "
             f"{_what_to_set()}"
         ) from error
-    # transformers gives such weights random values and goes on; tied embeddings are in the file once.
+    # transformers gives missing weights random values and goes on; tied embeddings are in the file once.
     lost = [key for key in report["missing_keys"] if not key.endswith(("embed_tokens.weight", "lm_head.weight"))]
-    lost += [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     if lost:
         raise BackboneError(
-            f"llm_backbone: '{name}': the weights do not fit the configuration: {len(lost)} are missing or of another "
-            f"size, e.g. {sorted(lost)[0]}."
+            f"llm_backbone: '{name}': the weights do not fit the configuration: {len(lost)} are missing, "
+            f"e.g. {sorted(lost)[0]}."
         )
     if tokenizer.pad_token_id is None:
         raise BackboneError(f"llm_backbone: '{name}': the tokenizer has no padding token; prompts need one.")
