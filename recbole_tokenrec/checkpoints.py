@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ import torch
 from recbole.config import Config
 
 from recbole_tokenrec.errors import CheckpointError, ConfigError
+from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.unpickling import unpickle
 
 FORMAT = "recbole-tokenrec"
@@ -59,23 +58,11 @@ def save_checkpoint(path, payload: dict) -> None:
     Raises:
         CheckpointError: the payload holds anything else (named by its place), or the file cannot be written.
     """
-    path = Path(path)
     payload = _plain(payload, "payload", CheckpointError, torch.Tensor)
     content = {"format": FORMAT, "version": VERSION, "payload": payload}
-    # Beside the target, since a rename is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x+b") as file:
-            torch.save(content, file)
-            _seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        raise CheckpointError(f"{path}: the checkpoint cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # there only after a failure
+    with written_whole(path, "the checkpoint", CheckpointError) as file:
+        torch.save(content, file)
+        _seal(file)
 
 
 def load_checkpoint(path, map_location="cpu") -> dict:
@@ -113,6 +100,15 @@ def is_checkpoint(path) -> bool:
         return False
 
 
+def seal_of(path) -> str | None:
+    """The digest that a checkpoint of ours ends with, as hex: two files with the same one are the same; else None."""
+    if not is_checkpoint(path):
+        return None
+    with open(path, "rb") as file:
+        file.seek(-64, os.SEEK_END)
+        return file.read().decode("ascii", "replace")
+
+
 def _seal(file) -> None:
     """Append the digest of all that is in ``file`` as the zip archive's comment."""
     file.seek(-22, os.SEEK_END)  # the end record has 22 bytes, the last two being the comment's length: 0
@@ -144,16 +140,6 @@ def _digest(file, size: int) -> bytes:
         digest.update(block)
         size -= len(block)
     return digest.hexdigest().encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power failure, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _plain(value: Any, place: str, error: type, *also: type) -> Any:
@@ -258,6 +244,16 @@ def load_for_recbole(path, map_location=None) -> dict:
     return checkpoint
 
 
+def save_for_recbole(state, path, **options) -> None:
+    """What stands in for ``torch.save`` in RecBole's trainer: the same file, written whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written; the one before is still there.
+    """
+    with written_whole(path, "the checkpoint", CheckpointError) as file:
+        torch.save(state, file, **options)
+
+
 def load_data_and_model(model_file):
     """RecBole's function of this name for checkpoints of either kind, also those of a GPU on a machine without.
 
@@ -280,7 +276,13 @@ def load_data_and_model(model_file):
     # Seeded again, since building the loaders drew numbers: the model starts as in run_recbole.
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{model_file}: the checkpoint does not fit the data set '{config['dataset']}' as it is now, with "
+            f"{dataset.user_num - 1} users and {dataset.item_num - 1} items ({str(error).splitlines()[-1].strip()})"
+        ) from error
     other = checkpoint.get("other_parameter") or {}
     on_device = {k: v.to(config["device"]) if isinstance(v, torch.Tensor) else v for k, v in other.items()}
     model.load_other_parameter(on_device)

@@ -139,14 +139,15 @@ def _dok_update() -> bool:
 
 
 def _checkpoint_loading() -> bool:
-    """Send every load of RecBole's through :func:`recbole_tokenrec.checkpoints.load_for_recbole`.
+    """Send every load of RecBole's through :func:`recbole_tokenrec.checkpoints.load_for_recbole`, and every save
+    through ``save_for_recbole``: a killed run or a full disk leaves no half-written checkpoint.
 
     torch >= 2.6 refuses RecBole's checkpoints; older ones open them, but run whatever code the file holds, and
     cannot read ours. So this one is needed with any torch.
     """
     from recbole_tokenrec import checkpoints
 
-    overlay = Overlay(torch, load=checkpoints.load_for_recbole)
+    overlay = Overlay(torch, load=checkpoints.load_for_recbole, save=checkpoints.save_for_recbole)
     for name in LOADING_MODULES:
         importlib.import_module(name).torch = overlay
     for name in ("recbole.quick_start.quick_start", "recbole.quick_start"):

@@ -8,6 +8,7 @@ files, the user's keys. Unknown keys are an error.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from recbole.utils.argument_list import (
     training_arguments,
 )
 
+from recbole_tokenrec.commonkeys import check_common
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.paths import properties_dir
 from recbole_tokenrec.registry import MODELS, known_models
@@ -33,6 +35,13 @@ _UNLISTED = {
     "model", "dataset", "encoding", "loss_type", "benchmark_filename", "nproc", "world_size", "ip", "port",
     "local_rank", "offset", "enable_amp", "enable_scaler", "transform", "wandb_project", "MODEL_TYPE",
     "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization", "datasets",
+}  # fmt: skip
+
+# Settings that say where, how loudly and how often, not what: runs that differ in these alone have the same numbers.
+NO_MATTER = {
+    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
+    "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
+    "distributed_timeout",
 }  # fmt: skip
 
 
@@ -50,19 +59,41 @@ def make_config(
     Raises:
         ConfigError: unknown model or key, file that cannot be read.
     """
+    if not dataset or Path(dataset).name != dataset:
+        raise ConfigError(f"dataset: {dataset!r} is not allowed; allowed: a name, without a path (see data_path)")
     overrides = dict(overrides or {})
     known = known_keys(model) if known is None else known
     for file in config_files:
         reject_unknown(_read_yaml(file), known)
     reject_unknown(overrides, known)
     keys = {**_table_defaults(model, dataset), **merged(config_files), **overrides}
+    if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
+        raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
     with quiet_argv():
         try:
-            return Config(model=model, dataset=dataset, config_dict=keys)
+            config = _LiteralConfig(model=model, dataset=dataset, config_dict=keys)
+            config.__class__ = Config  # as whom it is saved in checkpoints
         except ConfigError:
             raise
         except (ValueError, KeyError, NotImplementedError, TypeError) as error:
             raise ConfigError(f"model '{model}': {error}") from error
+    check_common(config)
+    return config
+
+
+class _LiteralConfig(Config):
+    """RecBole calls ``eval`` on every text of a ``config_dict``; ours come out of files that strangers may write."""
+
+    def _convert_config_dict(self, config_dict):
+        return {key: _literal(text) if isinstance(text, str) else text for key, text in config_dict.items()}
+
+
+def _literal(text: str):
+    """The number, list, … that ``text`` writes out, as RecBole reads it, or ``text``; nothing is called."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _table_defaults(model: str, dataset: str) -> dict:

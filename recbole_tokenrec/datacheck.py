@@ -6,14 +6,17 @@ that a single process does not have.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
 
-from recbole_tokenrec.errors import DataError, TokenRecError
+from recbole_tokenrec.errors import ConfigError, DataError, TokenRecError
 
 _ALLOWED_TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -28,6 +31,8 @@ def check_files(config) -> Path:
     path = folder / f"{name}.inter"
     if config["benchmark_filename"]:
         path = folder / f"{name}.{config['benchmark_filename'][0]}.inter"
+    if path.is_dir():
+        raise DataError(f"dataset '{name}': {path} is a folder, not a file")
     if not path.is_file():
         raise DataError(
             f"dataset '{name}': {path} does not exist, and RecBole cannot download it from here.\n"
@@ -38,6 +43,8 @@ def check_files(config) -> Path:
         start = file.read(65536)
     if start[:2] == b"\x1f\x8b":
         raise DataError(f"dataset '{name}': {path} is gzip-compressed; unpack it first")
+    if start[:3] == codecs.BOM_UTF8 and (config["encoding"] or "utf-8").lower() in ("utf-8", "utf8"):
+        raise DataError(f"dataset '{name}': {path} begins with a byte order mark; set encoding: utf-8-sig")
     try:
         header = start.split(b"\n", 1)[0].decode(config["encoding"] or "utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
@@ -52,6 +59,9 @@ def check_files(config) -> Path:
                 f"name:type with a type of {', '.join(_ALLOWED_TYPES)}, separated by {config['field_separator']!r}"
             )
         fields[field] = kind
+    twice = [field for field in fields if [column.partition(":")[0] for column in columns].count(field) > 1]
+    if twice:
+        raise DataError(f"dataset '{name}': {path} has the column '{twice[0]}' more than once")
     needed = {"USER_ID_FIELD": config["USER_ID_FIELD"], "ITEM_ID_FIELD": config["ITEM_ID_FIELD"]}
     if config["eval_args"]["order"] == "TO":
         needed["TIME_FIELD"] = config["TIME_FIELD"]
@@ -59,6 +69,11 @@ def check_files(config) -> Path:
         if field not in fields:
             raise DataError(
                 f"dataset '{name}': {path} has no column '{field}' ({key}); it has: {', '.join(fields)}"
+            )
+        kind = "float" if key == "TIME_FIELD" else "token"
+        if fields[field] != kind:
+            raise DataError(
+                f"dataset '{name}': column '{field}' ({key}) of {path} has the type {fields[field]}; it must be {kind}"
             )
     if not start.split(b"\n", 1)[-1].strip():
         raise DataError(f"dataset '{name}': {path} holds no interactions")
@@ -75,7 +90,7 @@ def load_data(config):
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.exists() and not config["benchmark_filename"]:
         _try_download(config)
-    check_files(config)
+    check_times(config, check_files(config))
     try:
         dataset = create_dataset(config)
     except TokenRecError:
@@ -88,6 +103,11 @@ def load_data(config):
             f"dataset '{name}': {len(counts)} user(s) and {dataset.item_num - 1} item(s) are left after the filters; "
             "at least 2 users and 3 items are needed"
         )
+    if max(config["topk"]) >= dataset.item_num:
+        raise ConfigError(
+            f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
+            f"dataset '{name}'"
+        )
     if "LS" in config["eval_args"]["split"] and counts.max() < 3:
         raise DataError(
             f"dataset '{name}': no user has 3 interactions, and leave-one-out takes one for validation and one for "
@@ -97,6 +117,32 @@ def load_data(config):
         return dataset, data_preparation(config, dataset)
     except ValueError as error:  # RecBole's sampler: somebody took every item
         raise DataError(f"dataset '{name}': {error}") from error
+
+
+def check_times(config, path) -> None:
+    """RecBole reads a missing time as the mean of the others, and orders by it; here it is an error.
+
+    Raises:
+        DataError: a time is missing or no finite number, where time decides the split.
+    """
+    if config["eval_args"]["order"] != "TO":
+        return
+    column = f"{config['TIME_FIELD']}:float"
+    try:
+        texts = pd.read_csv(
+            path, sep=config["field_separator"], encoding=config["encoding"], usecols=[column], dtype=str
+        )[column]
+    except (ValueError, pd.errors.ParserError):  # RecBole will fail, too, and load_data then says so
+        return
+    times = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(times))
+    if len(bad):
+        text = texts.iloc[bad[0]]
+        raise DataError(
+            f"dataset '{config['dataset']}': {len(bad)} of {len(times)} rows of {path} have no finite "
+            f"'{config['TIME_FIELD']}', by which leave-one-out orders them (first: row {bad[0] + 1}, "
+            f"{'blank' if isinstance(text, float) else repr(text)}); remove those rows or set eval_args: {{order: RO}}"
+        )
 
 
 def _try_download(config) -> None:

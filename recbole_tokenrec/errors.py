@@ -27,3 +27,7 @@ class CheckpointError(TokenRecError):
 
 class TrainingError(TokenRecError):
     """Training cannot go on, e.g. because a loss is not finite."""
+
+
+class OutputError(TokenRecError):
+    """A result cannot be written: the disk is full, or the folder may not be written."""

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +25,17 @@ from tqdm import tqdm
 
 import recbole_tokenrec
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
-from recbole_tokenrec.configuration import known_keys, make_config
+from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.datacheck import load_data
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.files import written_whole
+from recbole_tokenrec.health import examine
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.settings import read_settings
+from recbole_tokenrec.training import distributed
+from recbole_tokenrec.training.progress import resume_options
+from recbole_tokenrec.training.resume import ResumableTraining
 
 # Models of RecBole's that have a faster twin here: same parameters, same scores, same gradients (a test compares them).
 FASTER = {"LightGCN": SparseLightGCN}
@@ -52,8 +57,13 @@ def run_models(
         dataset: name.
         config_files, overrides: the user's settings; each model takes those it knows.
         preset: TokenRec's.
-        result_file: written anew after each model, so that a cut loses the running model only.
+        result_file: written anew after each model, so that a cut loses the running model only. With ``resume``, its
+            rows of the same configuration, versions and data are kept, and the running model goes on where it was.
     """
+    if preset and "TokenRec" not in models:
+        raise ConfigError(f"preset: {preset!r} was set, but {', '.join(models)} has no presets")
+    if distributed.active() and set(models) != {"TokenRec"}:
+        raise ConfigError(f"model: {', '.join(models)}: TokenRec alone can be trained by several processes (torchrun)")
     known = set().union(*(known_keys(name) for name in models))
     configs = []
     for name in models:
@@ -61,15 +71,58 @@ def run_models(
         configs.append(make_config(name, dataset, config_files, own, known))
         if name == "TokenRec":
             read_settings(configs[-1])  # a wrong value stops before anything is trained
+    resume, _ = resume_options(configs[0])
+    for folder in {config["checkpoint_dir"] for config in configs}:
+        need_folder("checkpoint_dir", folder)
+    if result_file:
+        if Path(result_file).is_dir():
+            raise ConfigError(f"result_file: {result_file} is a folder; allowed: a file's name")
+        need_folder("result_file", Path(result_file).absolute().parent)
+    earlier = _earlier_result(result_file, configs[0]) if resume and distributed.is_first() else None
+    earlier = distributed.shared(earlier)
     result = {"dataset": None, "seed": None, "versions": versions(), "models": []}
     for config in configs:
-        trained = run_model(config)
-        row, result["dataset"] = trained.row, trained.data
+        identity = identity_of(config)
+        row = next((row for row in (earlier or {}).get("models", []) if row.get("identity") == identity), None)
+        if row is None:
+            trained = run_model(config)
+            row, result["dataset"] = trained.row, trained.data
+        else:
+            result["dataset"] = earlier["dataset"]
         result["seed"] = config["seed"]
         result["models"].append(row)
-        if result_file:
+        if result_file and distributed.is_first():
             write_json(result_file, result)
     return result
+
+
+def need_folder(key: str, folder) -> None:
+    """Make ``folder``, or raise a ``ConfigError`` that names ``key``: now, not when hours of work are to be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}: the folder {folder} cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{key}: the folder {folder} may not be written")
+
+
+def identity_of(config) -> str:
+    """Hash of a training's settings and of the versions, of all that its numbers depend on beside the data."""
+    what = {key: value for key, value in plain(config.final_config_dict).items() if key not in NO_MATTER}
+    text = json.dumps([what, versions()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _earlier_result(path, config) -> dict | None:
+    """What an earlier run wrote to the result file, if it was made of the data that are there now."""
+    try:
+        earlier = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = earlier["dataset"], earlier["models"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    init_seed(config["seed"], config["reproducibility"])
+    dataset, (train_data, _, _) = load_data(config)
+    return earlier if known[0] == describe_data(config, dataset, train_data) else None
 
 
 class Trained(NamedTuple):
@@ -89,19 +142,24 @@ class Trained(NamedTuple):
 
 def run_model(config) -> Trained:
     """Train the model of ``config`` and evaluate it."""
-    name = config["model"]
+    name, identity = config["model"], identity_of(config)
     init_seed(config["seed"], config["reproducibility"])
-    start_logging(config)
     with Cost() as loading:
         dataset, (train_data, valid_data, test_data) = load_data(config)
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
         model = (FASTER.get(name) or get_model(name))(config, train_data._dataset).to(config["device"])
+        # Only now, so that bad data or a backbone that cannot be had leaves no log behind.
+        start_logging(config)
+        logging.getLogger().info(dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
+    resumable = None
     with Cost() as training:
         if getattr(trainer, "walks_stages", False):
             trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
         else:
+            data = describe_data(config, dataset, train_data)
+            resumable = ResumableTraining(trainer, train_data, f"{identity}-{data['fingerprint']}")
             _fit_quietly(trainer, train_data, valid_data, config)
     ranks = {}
     with Cost() as evaluation:
@@ -109,6 +167,7 @@ def run_model(config) -> Trained:
         valid, ranks["valid"] = _evaluate(trainer, valid_data, load_best_model=False)
     row = {
         "name": name,
+        "identity": identity,
         "preset": config["preset"],
         "dataset": config["dataset"],
         "seed": config["seed"],
@@ -124,11 +183,14 @@ def run_model(config) -> Trained:
         },
         "peak_rss_mb": max(cost.peak_rss_mb for cost in (loading, building, training, evaluation)),
         "checkpoint": os.path.abspath(trainer.saved_model_file),
+        "health": examine(trainer, valid_data),
     }
     if hasattr(trainer, "describe"):
         extra = trainer.describe(valid_data, test_data)
         row["seconds"].update(extra.pop("seconds"))
         row.update(plain(extra))
+    if resumable:
+        resumable.forget()
     return Trained(row, describe_data(config, dataset, train_data), ranks, trainer, valid_data, test_data)
 
 
@@ -140,9 +202,13 @@ def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:
 def _fit_quietly(trainer, train_data, valid_data, config) -> None:
     """RecBole's ``fit`` with one bar over its epochs instead of two lines for each."""
     bar = tqdm(
-        total=trainer.epochs, ncols=110, desc=f"{config['model']:>14}", disable=not config["show_progress"],
+        total=trainer.epochs,
+        initial=trainer.start_epoch,
+        ncols=110,
+        desc=f"{config['model']:>14}",
+        disable=not config["show_progress"],
         mininterval=0.5,
-    )  # fmt: skip
+    )
 
     def step(epoch, score):
         bar.set_postfix(valid=f"{score:.4f}", refresh=False)
@@ -203,11 +269,10 @@ def plain(value):
 
 
 def write_json(path, content: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with written_whole(path, "the result") as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode("utf-8"))

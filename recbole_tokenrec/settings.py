@@ -240,9 +240,9 @@ def _are_shares(values: list) -> bool:
     return numbers and len(values) == 2 and 0 < values[0] <= values[1] < 1
 
 
-def check(key: str, value: Any) -> Any:
-    """The value in its option's type, or a ``ConfigError``."""
-    option = OPTIONS[key]
+def check(key: str, value: Any, option: Option | None = None) -> Any:
+    """The value in its option's type, or a ``ConfigError``; the option is that of :data:`OPTIONS` unless given."""
+    option = option or OPTIONS[key]
     if value is None or (isinstance(value, str) and value.lower() in ("", "none", "null")):
         if option.optional:
             return None

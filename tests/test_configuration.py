@@ -60,3 +60,16 @@ def test_files_that_are_no_configuration(tmp_path, content, text):
 
 def test_values_are_read_as_recbole_reads_them():
     assert parse_value("1e-3") == 0.001 and parse_value("[1,2]") == [1, 2] and parse_value("False") is False
+
+
+@pytest.mark.parametrize("text", ["__import__('pathlib').Path('ran').touch()", "open('ran', 'w')", "1/0", "exit()"])
+def test_no_value_is_evaluated(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hostile.yaml").write_text(f"cf_model: \"{text}\"\n")
+    config = make_config("TokenRec", "ml-100k", ["hostile.yaml"], {"llm_backbone": text})
+    assert config["cf_model"] == config["llm_backbone"] == text and not (tmp_path / "ran").exists()
+
+
+def test_texts_that_write_out_a_value_are_that_value():
+    config = make_config("BPR", "ml-100k", (), {"topk": "[5, 7]", "valid_metric": "Hit@5", "load_col": "None"})
+    assert config["topk"] == [5, 7] and config["load_col"] is None and config["valid_metric"] == "Hit@5"

@@ -41,6 +41,8 @@ def run(arguments, rest: list[str]) -> int:
         raise ConfigError(f"--seeds: {arguments.seeds} is not allowed; allowed: int in [1, inf)")
     overrides = overrides_of(arguments, rest)
     first = overrides.pop("seed", 2020)
+    if not isinstance(first, int):
+        raise ConfigError(f"seed: {first!r} is not allowed; allowed: int in [0, inf)")
     folder = Path(arguments.output_dir) / "experiments" / arguments.name / arguments.dataset
     bench = Bench(
         arguments.dataset,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 
 from recbole_tokenrec.errors import TokenRecError
 from recbole_tokenrec.measure import keep_freed_memory
 
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    from recbole_tokenrec.cli import experiment, run
+    from recbole_tokenrec.cli import experiment, run, sweep
 
     parser = argparse.ArgumentParser(prog="recbole-tokenrec", description="TokenRec and its baselines in RecBole.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, experiment):
+    for command in (run, experiment, sweep):
         command.add_parser(subparsers)
     arguments, rest = parser.parse_known_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +28,17 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.handler(arguments, rest)
     except TokenRecError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("error: there is not enough memory for these sizes; lower batch, embedding or codebook sizes "
+              f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

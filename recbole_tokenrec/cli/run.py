@@ -5,6 +5,7 @@ Every key of RecBole or of our models can be given as ``--key=value``, e.g. ``--
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tabulate import tabulate
@@ -12,6 +13,7 @@ from tabulate import tabulate
 from recbole_tokenrec.configuration import parse_value
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.pipeline import run_models
+from recbole_tokenrec.training.distributed import active, is_first, process_group
 
 
 def add_parser(subparsers) -> None:
@@ -21,6 +23,9 @@ def add_parser(subparsers) -> None:
     add_common_arguments(parser)
     parser.add_argument("--model", default="TokenRec", help="NAME[,NAME...]: ours or RecBole's (default: %(default)s)")
     parser.add_argument("--preset", help="tuned (default), paper, user_id_only; for TokenRec")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the same command was killed: same numbers as uninterrupted"
+    )
     parser.add_argument("--result_file", help="JSON file (default: OUTPUT_DIR/DATASET-MODELS-SEED.json)")
     parser.set_defaults(handler=run)
 
@@ -30,7 +35,7 @@ def add_common_arguments(parser) -> None:
     parser.add_argument("--dataset", default="ml-100k", help="(default: %(default)s, bundled in RecBole)")
     parser.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win")
     parser.add_argument("--data_path", help="folder that holds DATASET/DATASET.inter")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=parse_value, help="int (default: 2020)")
     parser.add_argument("--output_dir", default="output", help="checkpoints, cache, results (default: %(default)s)")
 
 
@@ -54,17 +59,26 @@ def run(arguments, rest: list[str]) -> int:
     if not models:
         raise ConfigError("--model: at least one name is needed")
     preset = overrides.pop("preset", None)
+    if arguments.resume:
+        overrides["resume"] = True
     path = arguments.result_file or Path(arguments.output_dir) / (
         f"{arguments.dataset}-{'-'.join(models)}-{overrides.get('seed', 2020)}.json"
     )
-    result = run_models(models, arguments.dataset, arguments.config_files, overrides, preset, result_file=path)
-    print(summary(result))
-    print(f"\nresult file: {path}")
+    with process_group(overrides.get("distributed_timeout", 600), overrides.get("use_gpu", True)):
+        if not is_first():
+            overrides.update(state="ERROR", show_progress=False)
+        if active():
+            overrides.setdefault("gpu_id", os.environ.get("LOCAL_RANK", "0"))
+        result = run_models(models, arguments.dataset, arguments.config_files, overrides, preset, result_file=path)
+        if is_first():
+            print(summary(result))
+            print(f"\nresult file: {path}")
     return 0
 
 
 def summary(result: dict) -> str:
-    """One table, model x metric, validation and test; TokenRec's collaborative stage stands below it."""
+    """One table, model x metric, validation and test; TokenRec's collaborative stage stands below it, and below the
+    table what is wrong with a model (``health.py``)."""
     rows, metrics = [], None
     for row in result["models"]:
         entries = [(row["name"] + (f" ({row['preset']})" if row["preset"] else ""), row)]
@@ -74,7 +88,8 @@ def summary(result: dict) -> str:
             metrics = metrics or list(entry["valid"])
             rows += [[label, split, *(entry[split][metric] for metric in metrics)] for split in ("valid", "test")]
     data = result["dataset"]
+    findings = [f"{row['name']}: {finding}" for row in result["models"] for finding in row["health"]["findings"]]
     title = f"{data['name']}: {data['users']} users, {data['items']} items, {data['interactions']} interactions"
     return f"\n{title}; seed {result['seed']}\n" + tabulate(
         rows, headers=["model", "split", *metrics], floatfmt=".4f"
-    )
+    ) + "".join(f"\nhealth: {finding}" for finding in findings)

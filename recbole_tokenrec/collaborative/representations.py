@@ -18,8 +18,10 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import get_model
 
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
+from recbole_tokenrec.configuration import known_keys
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
+from recbole_tokenrec.settings import nearest
 
 
 def build_collaborative(settings, config, dataset) -> GeneralRecommender:
@@ -43,8 +45,13 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         "target_ratio": settings.cf_target_ratio,
         "recency": settings.cf_recency,
         "target_recency": settings.cf_target_recency,
-        **(settings.cf_config or {}),
     }
+    names = {"LightGCNSoftmax"} if settings.cf_loss == "softmax_cosine" else {settings.cf_model}
+    known = set(overrides).union(*(known_keys(name) for name in names))
+    for key in settings.cf_config or {}:
+        if key not in known:
+            raise ConfigError(f"cf_config: {settings.cf_model} has no key '{key}'{nearest(key, known)}")
+    overrides.update(settings.cf_config or {})
     try:
         if settings.cf_loss == "softmax_cosine":
             model_class = LightGCNSoftmax

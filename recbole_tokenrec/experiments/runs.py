@@ -15,16 +15,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from recbole_tokenrec.configuration import known_keys, make_config
+from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.settings import read_settings
-
-# Settings that say where and how loudly, not what: two runs that differ in these alone have the same numbers.
-_NO_MATTER = {
-    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
-    "worker", "memory_budget_gb", "stage_cache",
-}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -139,7 +133,7 @@ def _row(label: str, trainer, splits: dict, evaluate) -> dict:
 
 
 def _identity(run: Run, config) -> str:
-    settings = {k: v for k, v in plain(config.final_config_dict).items() if k not in _NO_MATTER}
+    settings = {k: v for k, v in plain(config.final_config_dict).items() if k not in NO_MATTER}
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
     what = [settings, run.unseen_prompt, run.stage_rows, versions()]

@@ -19,6 +19,8 @@ class GenerativeTrainer(Trainer):
     RecBole's negatives) are seeded anew in each epoch, so that a resumed run goes on as an uninterrupted one.
     """
 
+    in_last_stage = False
+
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """The model's earlier stages without validation, then the last one with it. As RecBole's otherwise."""
         last = self.epochs
@@ -27,7 +29,7 @@ class GenerativeTrainer(Trainer):
             self.epochs = epochs
             self._begin(len(train_data))
             super().fit(train_data, None, verbose, False, show_progress)
-        self.epochs = last
+        self.epochs, self.in_last_stage = last, True
         self.model.enter_last_stage()
         state = self.optimizer.state_dict() if self.start_epoch else None
         self._begin(len(train_data))

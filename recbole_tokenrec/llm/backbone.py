@@ -13,6 +13,7 @@ imported here only, and only when a backbone is built.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from recbole_tokenrec.errors import BackboneError
 from recbole_tokenrec.paths import properties_dir
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 FAMILIES = ("t5", "mt5", "umt5")  # encoder-decoders that start from a single decoder token
 
 
@@ -168,12 +170,21 @@ def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | N
             f"llm_backbone: the folder '{name}' holds no weights (*.safetensors). Write one with "
             "model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
+    # Without these, transformers makes a tokenizer that knows next to no word, and says nothing.
+    if source == "folder" and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        raise BackboneError(
+            f"llm_backbone: the folder '{name}' holds no tokenizer ({' or '.join(TOKENIZER_FILES)}). Write one with "
+            "tokenizer.save_pretrained(folder)."
+        )
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if dropout is not None:
             config.dropout_rate = dropout
-        model = _model_class(config, with_head).from_pretrained(name, config=config)
+        with _quiet_transformers():
+            model, report = _model_class(config, with_head).from_pretrained(
+                name, config=config, output_loading_info=True
+            )
     except BackboneError:
         raise
     except Exception as error:  # transformers raises many kinds here; each means: cannot be had
@@ -182,7 +193,35 @@ def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | N
             f"llm_backbone: '{name}' could not be loaded ({type(error).__name__}: {first_line[:200]}). "
             f"{_what_to_set()}"
         ) from error
+    # transformers gives missing weights random values and goes on; tied embeddings are in the file once.
+    lost = [key for key in report["missing_keys"] if not key.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    if lost:
+        raise BackboneError(
+            f"llm_backbone: '{name}': the weights do not fit the configuration: {len(lost)} are missing, "
+            f"e.g. {sorted(lost)[0]}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise BackboneError(f"llm_backbone: '{name}': the tokenizer has no padding token; prompts need one.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise BackboneError(
+            f"llm_backbone: '{name}': the tokenizer knows {len(tokenizer)} tokens, the weights have embeddings for "
+            f"{rows}; they belong to different models."
+        )
     return Backbone(model.train(), tokenizer, {"source": source, "name": name, "parameters": _count(model)})
+
+
+@contextlib.contextmanager
+def _quiet_transformers():
+    """Without its table of weights that do not fit: what matters of it is told as an error."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _model_class(config, with_head: bool):

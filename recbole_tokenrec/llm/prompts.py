@@ -111,6 +111,13 @@ class PromptBuilder:
         self.user_table, self.item_table = user_ids, item_ids
         self.templates = HISTORY_TEMPLATES if history else USER_TEMPLATES
         self.blocks = [self._parse(template) for template in self.templates]
+        shortest = max(self._shortest(blocks) for blocks in self.blocks)
+        if shortest > max_tokens:
+            raise ConfigError(
+                f"prompt_max_tokens: {max_tokens} is not allowed; allowed: int in [{shortest}, inf), since the longest "
+                f"template takes {shortest} tokens with the user's {len(user_ids)}"
+                + (f" and one item's {len(item_ids)}" if history else "")
+            )
 
     @property
     def num_templates(self) -> int:
@@ -122,6 +129,11 @@ class PromptBuilder:
         prefix, separator = ("item_", ", ") if self.style == PRINTED else ("", "")
         items = separator.join(prefix + "".join(entity_tokens(ITEM_LETTER, codes)) for codes in item_codes)
         return self.templates[template].format(user=user, items=items)
+
+    def _shortest(self, blocks: Blocks) -> int:
+        """Tokens of a template with its user and, where it lists items, one of them."""
+        head, link, _, tail = (len(block) for block in blocks)
+        return head + link + tail + len(self.user_table) + (len(self.item_table) if self.history else 0)
 
     def capacity(self, template: int) -> int:
         """How many items fit beside the template's words and the user's tokens."""

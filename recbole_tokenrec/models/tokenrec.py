@@ -252,6 +252,10 @@ class TokenRec(GeneralRecommender):
         """Encode every user once, for the evaluation that follows; forgotten at the next training step."""
         self._encoded_users = self.encode_users(torch.arange(self.n_users, device=self.item_vectors.device))
 
+    def use_encoded_users(self, encoded: torch.Tensor) -> None:
+        """As :meth:`remember_users`, with what several processes have encoded together: (n_users, d)."""
+        self._encoded_users = encoded
+
     def forget_users(self) -> None:
         self._encoded_users = None
 

@@ -7,6 +7,7 @@ trains LightGCN once, and an entry made for anything else has another name and i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from recbole_tokenrec.checkpoints import load_checkpoint, save_checkpoint
 from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.histories import Histories
 
 
@@ -42,9 +44,19 @@ class StageCache:
         self.folder = None if folder is None else Path(folder)
         self.context = context
 
+    def name(self, what: str, determinants: dict) -> str:
+        """A file name that holds a hash of the context and of ``determinants``."""
+        text = json.dumps([self.context, what, determinants], sort_keys=True, default=str)
+        return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.pt"
+
     def path(self, stage) -> Path:
-        text = json.dumps([self.context, stage.name, stage.determinants()], sort_keys=True, default=str)
-        return self.folder / f"{stage.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.pt"
+        return self.folder / self.name(stage.name, stage.determinants())
+
+    def exclusive(self, stage):
+        """``with cache.exclusive(stage):`` of trainings side by side one makes the entry, the others wait for it."""
+        if self.folder is None:
+            return contextlib.nullcontext()
+        return exclusive(self.folder / f"{self.path(stage).stem}.lock")
 
     def load(self, stage) -> dict | None:
         """The stage's report if it was restored, else None. A damaged entry counts as none and is replaced."""
@@ -60,6 +72,10 @@ class StageCache:
     def save(self, stage, report: dict) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        product = {key: value.detach().cpu() for key, value in stage.product().items() if torch.is_tensor(value)}
-        save_checkpoint(self.path(stage), {"product": product, "report": report})
+        save_checkpoint(self.path(stage), finished_entry(stage, report))
+
+
+def finished_entry(stage, report: dict) -> dict:
+    """What is kept of a finished stage: tensors on CPU and its report."""
+    product = {key: value.detach().cpu() for key, value in stage.product().items() if torch.is_tensor(value)}
+    return {"product": product, "report": report}

@@ -94,6 +94,13 @@ class Stage:
     def after_validation(self) -> None:
         """Called before training goes on."""
 
+    def state_beside_part(self) -> dict:
+        """Tensors and plain data that training changes and ``part`` does not hold; a resumed stage gets them back."""
+        return {}
+
+    def restore_beside_part(self, state: dict) -> None:
+        """Inverse of :meth:`state_beside_part`."""
+
     def finish(self) -> dict:
         """Called once the part holds its final state; returns what the result file reports."""
         return {}
@@ -308,6 +315,13 @@ class LLMStage(Stage):
     def after_step(self):
         if self.average is not None:
             self.average.update_parameters(self.model.llm)
+
+    def state_beside_part(self):
+        return {} if self.average is None else self.average.state_dict()
+
+    def restore_beside_part(self, state):
+        if self.average is not None:
+            self.average.load_state_dict(state)
 
     def before_validation(self):
         """The averaged weights are what is evaluated and kept; those in training wait."""

@@ -1,0 +1,96 @@
+"""RecBole's own keys, checked before anything is read or written: RecBole would fail hours later, or not at all.
+
+The keys of TokenRec are in ``settings.py``; here are those that every model has. A key that is not set (None) is left
+to RecBole's default.
+"""
+
+from __future__ import annotations
+
+import re
+
+from recbole.evaluator import base_metric
+from recbole.evaluator.register import metrics_dict
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.settings import Option, check
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+# Metrics that are no TopkMetric and yet are reported at each k.
+_AT_K = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
+
+OPTIONS: dict[str, Option] = {
+    "seed": Option(int, "", 0, 2**32 - 1),
+    "epochs": Option(int, "", 1),
+    "train_batch_size": Option(int, "", 1),
+    "eval_batch_size": Option(int, "", 1),
+    "learning_rate": Option(float, "", 0, open_low=True),
+    "weight_decay": Option(float, "", 0),
+    "learner": Option(str, "", choices=_LEARNERS),
+    "eval_step": Option(int, "", 0),
+    "stopping_step": Option(int, "", 0),
+    "embedding_size": Option(int, "", 1),
+    "clip_grad_norm": Option(dict, ""),
+    "metric_decimal_place": Option(int, "", 0),
+    "use_gpu": Option(bool, ""),
+    "reproducibility": Option(bool, ""),
+    "show_progress": Option(bool, ""),
+    "worker": Option(int, "", 0),
+    "nproc": Option(int, "", 1),
+    "load_col": Option(dict, ""),
+    "field_separator": Option(str, ""),
+    "val_interval": Option(dict, ""),
+}
+
+
+def check_common(config) -> None:
+    """Raise a ``ConfigError`` for the first of RecBole's keys whose value it could not use.
+
+    Args:
+        config: RecBole's ``Config``.
+    """
+    for key, option in OPTIONS.items():
+        if config[key] is not None:
+            check(key, config[key], option)
+    if len(config["field_separator"] or "") != 1:
+        raise ConfigError(f"field_separator: {config['field_separator']!r} is not allowed; allowed: one character")
+    if config["state"] is not None and str(config["state"]).lower() not in _LEVELS:
+        raise ConfigError(f"state: {config['state']!r} is not allowed; allowed: one of {', '.join(_LEVELS)}")
+    if not config["topk"]:
+        raise ConfigError("topk: [] is not allowed; allowed: a list of int in [1, inf)")
+    _check_split(config["eval_args"])
+    _check_metrics(config)
+    for key in ("user_inter_num_interval", "item_inter_num_interval"):
+        if config[key] is not None and not re.fullmatch(r"[\[(]\s*[\w.+-]+\s*,\s*[\w.+-]+\s*[\])]", str(config[key])):
+            raise ConfigError(f'{key}: {config[key]!r} is not allowed; allowed: an interval like "[5,inf)" or empty')
+    for field, interval in (config["val_interval"] or {}).items():
+        if not isinstance(interval, (str, list)):
+            raise ConfigError(
+                f'val_interval: {{{field}: {interval!r}}} is not allowed; allowed: an interval like "[3,inf)" or a list'
+            )
+
+
+def _check_split(eval_args: dict) -> None:
+    split = eval_args.get("split")
+    kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
+    shares = isinstance(value, list) and len(value) == 3 and all(isinstance(x, (int, float)) and x >= 0 for x in value)
+    if kind == "LS":
+        right, allowed = value == "valid_and_test", "LS: valid_and_test (there must be a validation and a test set)"
+    elif kind == "RS":
+        right, allowed = shares and sum(value) > 0, "RS: a list of three numbers, e.g. [0.8, 0.1, 0.1]"
+    else:
+        right, allowed = False, "{LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}"
+    if not right:
+        raise ConfigError(f"eval_args: split: {split!r} is not allowed; allowed: {allowed}")
+
+
+def _check_metrics(config) -> None:
+    names = config["metrics"] if isinstance(config["metrics"], list) else [config["metrics"]]
+    topk = config["topk"] if isinstance(config["topk"], list) else [config["topk"]]
+    allowed = []
+    for name in names:
+        ranked = issubclass(metrics_dict[name.lower()], base_metric.TopkMetric) or name.lower() in _AT_K
+        allowed += [f"{name}@{k}" for k in topk] if ranked else [name]
+    chosen = config["valid_metric"]
+    if not isinstance(chosen, str) or chosen.lower() not in [name.lower() for name in allowed]:
+        raise ConfigError(f"valid_metric: {chosen!r} is not allowed; allowed: one of {', '.join(allowed)}")

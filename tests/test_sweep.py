@@ -1,0 +1,121 @@
+"""A sweep in two processes: every combination once, one collaborative stage, and a killed worker costs nothing."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.files import exclusive
+from recbole_tokenrec.sweep import check_space, grid
+
+pytest.importorskip("optuna")
+
+SMALL = [
+    "--cf_embedding_size=16", "--cf_epochs=4", "--cf_train_batch_size=16", "--mq_user_num_codebooks=2",
+    "--mq_codeword_dim=8", "--mq_hidden_size=16", "--mq_epochs=1", "--mq_min_steps=6", "--mq_train_batch_size=16",
+    "--llm_epochs=3", "--llm_eval_step=1", "--llm_train_batch_size=16", "--checkpoint_every_seconds=0",
+    "--use_gpu=false", "--topk=[5]", "--valid_metric=NDCG@5",
+]  # fmt: skip
+
+
+@pytest.mark.recipe
+def test_eight_trials_share_a_stage_and_survive_a_kill(toy_data, tiny_t5, tmp_path):
+    (tmp_path / "space.yaml").write_text("mq_num_codebooks: [1, 2]\nmq_codebook_size: [4, 8, 16, 32]\n")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "recbole_tokenrec.cli.main", "sweep", "--space", "space.yaml", "--workers", "2",
+            "--dataset", "toy", "--data_path", str(toy_data), f"--llm_backbone={tiny_t5}", "--output_dir", "out",
+            *SMALL,
+        ],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    folder = tmp_path / "out" / "sweeps" / "TokenRec-toy"
+    deadline = time.time() + 500
+    while time.time() < deadline and len(list(folder.glob("trial-*.json"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    workers = _workers(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    printed, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-3000:]
+    result = json.loads((folder / "sweep.json").read_text())
+    keys = [(trial["keys"]["mq_num_codebooks"], trial["keys"]["mq_codebook_size"]) for trial in result["trials"]]
+    assert sorted(keys) == [(k, size) for k in (1, 2) for size in (4, 8, 16, 32)]
+    values = [trial["value"] for trial in result["trials"]]
+    assert values == sorted(values, reverse=True) and all(
+        trial["value"] == trial["valid"]["ndcg@5"] for trial in result["trials"]
+    )
+    assert len(list((tmp_path / "out" / "stage_cache").glob("cf-*.pt"))) == 1
+    assert sum("cf" not in trial["cached"] for trial in result["trials"]) <= 1
+    assert sum(trial.get("deaths", 0) for trial in result["trials"]) == 1
+    assert "stages from the cache" in printed
+
+
+def _workers(pid) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.unit
+def test_grid_is_every_combination_of_lists():
+    assert grid({"a": [1, 2], "b": ["x"]}) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert grid({"a": [1], "b": {"low": 1, "high": 2}}) is None
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "space",
+    [None, [], {}, {"a": []}, {"a": [[1]]}, {"a": 3}, {"a": {"low": 1}}, {"a": {"low": 2, "high": 1}}, {"a": {"l": 1}}],
+)
+def test_wrong_spaces(space):
+    with pytest.raises(ConfigError, match="space: "):
+        check_space(space)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("space", "arguments", "text"),
+    [
+        ("mq_num_codebook: [1]", [], "unknown configuration key 'mq_num_codebook'; did you mean 'mq_num_codebooks'?"),
+        ("mq_num_codebooks: [1, 99]", [], "mq_num_codebooks: 99 is not allowed; allowed: int in [1, 64]"),
+        ("mq_num_codebooks: [1]", ["--trials", "0"], "--trials: 0 is not allowed; allowed: int in [1, inf)"),
+        ("mq_num_codebooks: [1]", ["--workers", "-1"], "--workers: -1 is not allowed"),
+        ("mq_num_codebooks: [1]", ["--storage", "nosql://x"], "storage: nosql://x cannot be used"),
+        ("mq_num_codebooks: [1]", ["--output_dir", "/proc/x"], "the folder /proc/x/sweeps/TokenRec-ml-100k cannot be"),
+    ],
+)
+def test_mistakes(space, arguments, text, tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text(space)
+    assert main(["sweep", "--space", "space.yaml", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_lock_is_one_process_s(tmp_path):
+    path = tmp_path / "x.lock"
+    code = (
+        "import sys, time; from recbole_tokenrec.files import exclusive\n"
+        f"with exclusive({str(path)!r}) as held: print(held, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        with exclusive(path, wait=False) as held:
+            assert not held
+        process.kill()
+    with exclusive(path, wait=False) as held:
+        assert held

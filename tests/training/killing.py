@@ -1,0 +1,143 @@
+"""Kill a training with SIGKILL at many moments, resume it, and compare with one that was left alone.
+
+``python killing.py FOLDER NUMBER SEED ARGUMENT…`` prints one JSON object. Every training is a process of its own,
+forked from this one once the libraries are imported. A moment is one of the events that the training itself passes:
+a step, an evaluation, and inside every write the archive half there (not sealed), the file complete but not yet in
+place, and just in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from recbole_tokenrec import checkpoints, files
+from recbole_tokenrec.checkpoints import load_for_recbole
+from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.models.tokenrec import TokenRec
+from recbole_tokenrec.training.trainer import TokenRecTrainer
+
+
+class Events:
+    """Counts what happens, and kills this process at event number ``kill_at``; kinds are written to ``log``."""
+
+    def __init__(self, kill_at: int | None, log: Path | None):
+        self.kill_at, self.log, self.kinds, self.stage = kill_at, log, [], "before"
+        self._hook(TokenRec, "calculate_loss", "step", before=self._enter)
+        self._hook(TokenRecTrainer, "evaluate", "evaluation")
+        self._hook(checkpoints, "_seal", "write, half there")
+        replace, overlay = os.replace, type(os)("os")
+        overlay.__dict__.update(vars(os))
+
+        def replaced(*arguments):
+            self("write, not in place")
+            replace(*arguments)
+            self("write, in place")
+
+        overlay.replace = replaced
+        files.os = overlay
+
+    def __call__(self, kind: str) -> None:
+        self.kinds.append(f"{self.stage}: {kind}")
+        if len(self.kinds) == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _enter(self, model, *_):
+        self.stage = model.stage
+
+    def _hook(self, owner, name, kind, before=None):
+        original = getattr(owner, name)
+
+        def hooked(*arguments, **keys):
+            if before is not None:
+                before(*arguments)
+            self(kind)
+            return original(*arguments, **keys)
+
+        setattr(owner, name, hooked)
+
+
+def train(arguments: list[str], folder: Path, kill_at: int | None = None, log: Path | None = None) -> int:
+    """Run the command in a forked process; its exit code, negative for the signal that ended it."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 70
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+        with open("printed.txt", "a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            events = Events(kill_at, log)
+            code = main(arguments)
+        if log:
+            log.write_text(json.dumps(events.kinds))
+    except BaseException:
+        Path("traceback.txt").write_text(traceback.format_exc())
+    os._exit(code)
+
+
+def outcome(folder: Path) -> tuple[dict, dict]:
+    (row,) = json.loads((folder / "r.json").read_text())["models"]
+    return row, load_for_recbole(row["checkpoint"], "cpu")
+
+
+def differences(folder: Path, expected: tuple[dict, dict]) -> list[str]:
+    """What is not bit-equal: metrics, epochs, weights, collaborative figures."""
+    row, weights = outcome(folder)
+    found = [key for key in ("valid", "test", "collaborative", "codes") if row[key] != expected[0][key]]
+    for stage, report in expected[0]["stages"].items():
+        for key in ("epochs", "best_epoch", "loss"):
+            if row["stages"][stage][key] != report[key]:
+                found.append(f"{stage} {key}")
+    for name, value in expected[1]["state_dict"].items():
+        if not torch.equal(value, weights["state_dict"][name]):
+            found.append(name)
+    return found
+
+
+def moments(kinds: list[str], number: int, seed: int) -> list[int]:
+    """Event numbers (from 1): as many different kinds as there is room for, then any."""
+    rng = random.Random(seed)
+    by_kind: dict[str, list[int]] = {}
+    for place, kind in enumerate(kinds, 1):
+        by_kind.setdefault(kind, []).append(place)
+    groups = list(by_kind.values())
+    rng.shuffle(groups)
+    chosen = [rng.choice(group) for group in groups[:number]]
+    rest = sorted(set(range(1, len(kinds) + 1)) - set(chosen))
+    return sorted(chosen + rng.sample(rest, number - len(chosen)))
+
+
+def main_(folder: Path, number: int, seed: int, arguments: list[str]) -> dict:
+    began = time.time()
+    command = ["run", "--result_file", "r.json", "--output_dir", "out", "--checkpoint_every_seconds=0", *arguments]
+    log = folder / "events.json"
+    code = train(command, folder / "alone", log=log)
+    if code:
+        return {"error": (folder / "alone" / "printed.txt").read_text()}
+    kinds, expected = json.loads(log.read_text()), outcome(folder / "alone")
+    runs = []
+    for moment in moments(kinds, number, seed):
+        place = folder / f"killed-{moment}"
+        killed = train(command, place, kill_at=moment)
+        resumed = train([*command, "--resume"], place)
+        trouble = (place / "traceback.txt").read_text() if (place / "traceback.txt").exists() else ""
+        runs.append({
+            "moment": moment, "kind": kinds[moment - 1], "killed": killed, "resumed": resumed,
+            "differences": differences(place, expected) if resumed == 0 else [trouble or "no result"],
+        })  # fmt: skip
+    return {"events": len(kinds), "seconds": round(time.time() - began), "runs": runs}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(main_(Path(sys.argv[1]).absolute(), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]), indent=1))
