@@ -23,6 +23,7 @@ from recbole_tokenrec.errors import ConfigError, TrainingError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
+from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.stages import Stage, stages_of
@@ -36,7 +37,7 @@ class TokenRecTrainer(Trainer):
     def __init__(self, config, model):
         super().__init__(config, model)
         self.reports: dict[str, dict] = {}
-        self.valid_data = None
+        self.valid_data = self.snapshot = None
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
@@ -45,6 +46,7 @@ class TokenRecTrainer(Trainer):
         self.valid_data = valid_data
         self.verbose, self.show_progress = verbose, show_progress
         self.eval_collector.data_collect(train_data)
+        self.snapshot = DataSnapshot.from_dataset(train_data._dataset, self.model.histories).payload()
         cache = self._stage_cache(valid_data)
         for build in stages_of(self.model, train_data):
             stage = build()
@@ -255,6 +257,7 @@ class TokenRecTrainer(Trainer):
                 "other_parameter": model.other_parameter(),
                 "optimizer": {},
                 "reports": self.reports,
+                "data": self.snapshot,
             },
         )
         if verbose:
