@@ -1,14 +1,15 @@
 """What a trained model must know of its data, kept inside the checkpoint: raw ids, training histories, item titles.
 
 RecBole's checkpoints hold numbers only: to recommend for a raw id they need the data files, read and split again. A
-:class:`DataSnapshot` stands in for RecBole's ``Dataset`` where one of our models is rebuilt, so that a checkpoint file
-is enough. It grows by :meth:`DataSnapshot.extended`, which is how new users and items come in (``recbole_tokenrec.api``).
+:class:`DataSnapshot` stands in for RecBole's ``Dataset`` where one of our models is rebuilt, so that a checkpoint
+file is enough. It grows by :meth:`DataSnapshot.extended`, which is how new users and items come in.
 
 Raw ids are kept as RecBole reads them, as text; number 0 is RecBole's padding.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -164,9 +165,8 @@ def read_titles(path: Path, items: list[str]) -> list[str] | None:
     column = next((name for name in header[1:] if "title" in name.lower() or "name" in name.lower()), None)
     if column is None:
         return None
-    table = pd.read_csv(
-        path, sep="\t", usecols=[header[0], column], dtype=str, keep_default_na=False, quoting=3, encoding_errors="replace"
-    )
+    options = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding_errors": "replace"}
+    table = pd.read_csv(path, sep="\t", usecols=[header[0], column], **options)
     known = dict(zip(table[header[0]], table[column]))
     return ["", *(known.get(token, "").replace("\n", " ") for token in items[1:])]
 
