@@ -7,9 +7,9 @@ on meaning what it meant.
 embedding left at 0), then the frozen user tokenizer.
 
 *Items* have no table row to propagate from. What places them is who took them: m_j, the mean direction of j's users as
-their other items make them. Old items have an m_j too and a trained place q_j, so a ridge regression of q on m over all
-old items says where an item with these users lies (and likewise what it adds to its users' vectors). A plain mean of
-users would lie where users lie, closer to everybody than any trained item.
+their other items make them. Old items have an m_j too and a trained place q_j, so a regression of q on m over all old
+items says where an item with these users lies (and likewise what it adds to its users' vectors). A plain mean of users
+would lie where users lie, closer to everybody than any trained item.
 
 An item nobody else's history supports cannot be placed and is left out, by name.
 """
@@ -30,7 +30,7 @@ from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.training.loaders import generator_for
 from recbole_tokenrec.training.stages import CollaborativeStage
 
-_RIDGE = 0.01  # of the features' mean square
+_RIDGE = 1e-2  # of the mean spread: what a small catalogue cannot tell
 _MOST_PAIRS = 500_000  # (user, item) pairs that the regression looks at
 _PAIRS_AT_ONCE = 65_536
 _FINE_TUNE_RATE = 0.1  # of cf_learning_rate: the tables are trained already
@@ -143,11 +143,11 @@ def _placed_items(model, old: DataSnapshot, data: DataSnapshot) -> tuple[torch.T
     number = data.item_num - old.item_num
     if not number:
         return model.item_vectors[:0], inputs[:0]
-    means, support = _mean_users(collaborative, inputs, old.histories, old.item_num, leave_one_out=True)
+    means, support, squares = _mean_users(collaborative, inputs, old.histories, old.item_num, leave_one_out=True)
     known = support > 0
     degree = torch.bincount(old.histories.items, minlength=old.item_num).clamp_min(1).sqrt().unsqueeze(1).to(device)
     targets = torch.cat([model.tokenizer_inputs(model.item_vectors), inputs * degree], dim=1)
-    turn = _ridge(means[known], targets[known], support[known])
+    guess = _Regression(means[known], support[known], squares, targets[known])
 
     dim = inputs.shape[1]
     vectors = torch.zeros(number, dim, device=device)
@@ -156,11 +156,11 @@ def _placed_items(model, old: DataSnapshot, data: DataSnapshot) -> tuple[torch.T
     counts = torch.bincount(data.histories.items, minlength=data.item_num).clamp_min(1).sqrt().unsqueeze(1).to(device)
     missing = torch.ones(number, dtype=torch.bool, device=device)
     while missing.any():  # an item may be supported by users whose other items are new too: those come first
-        means, support = _mean_users(collaborative, inputs, data.histories, data.item_num, leave_one_out=False)
+        means, support, _ = _mean_users(collaborative, inputs, data.histories, data.item_num, leave_one_out=False)
         ready = missing & (support[new] > 0)
         if not ready.any():  # cannot be: _placeable found a way
             raise DataError("interactions: a new item cannot be placed")
-        placed = _with_ones(means[new[ready]]) @ turn
+        placed = guess(means[new[ready]], support[new[ready]])
         vectors[ready] = placed[:, :dim]
         inputs[new[ready]] = placed[:, dim:] / counts[new[ready]]
         missing &= ~ready
@@ -168,7 +168,8 @@ def _placed_items(model, old: DataSnapshot, data: DataSnapshot) -> tuple[torch.T
 
 
 def _mean_users(collaborative, inputs, histories: Histories, n_items: int, leave_one_out: bool):
-    """m_j, the mean direction of each item's users (n_items, d), and how many users it is a mean of (n_items,).
+    """m_j, the mean direction of each item's users (n_items, d), how many users it is a mean of (n_items,), and the sum
+    of the outer products of all these directions (d, d).
 
     Args:
         inputs: (n_items, d), instead of the model's own; rows of 0 say nothing of their users.
@@ -188,6 +189,7 @@ def _mean_users(collaborative, inputs, histories: Histories, n_items: int, leave
     for part in torch.arange(len(rows)).split(_PAIRS_AT_ONCE):
         totals.index_add_(0, rows[part].to(device), shares(part))
     means, support = torch.zeros(n_items, inputs.shape[1], device=device), torch.zeros(n_items, device=device)
+    squares = torch.zeros(inputs.shape[1], inputs.shape[1], device=device)
     pairs = torch.arange(len(rows))
     if leave_one_out and len(pairs) > _MOST_PAIRS:
         pairs = torch.randperm(len(pairs), generator=generator_for(0, "pairs"))[:_MOST_PAIRS]
@@ -197,26 +199,47 @@ def _mean_users(collaborative, inputs, histories: Histories, n_items: int, leave
             vectors = vectors - shares(part)
         length = vectors.norm(dim=1, keepdim=True)
         says = (length.squeeze(1) > 1e-6 * totals.norm(dim=1).mean()).float()
-        means.index_add_(0, items[part].to(device), vectors / length.clamp_min(1e-12) * says.unsqueeze(1))
+        vectors = vectors / length.clamp_min(1e-12) * says.unsqueeze(1)
+        means.index_add_(0, items[part].to(device), vectors)
+        squares += vectors.T @ vectors
         support.index_add_(0, items[part].to(device), says)
-    return means / support.clamp_min(1).unsqueeze(1), support
+    return means / support.clamp_min(1).unsqueeze(1), support, squares
 
 
-def _ridge(features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(d + 1, t): weighted ridge regression of targets (n, t) on features (n, d) and a constant.
+class _Regression:
+    """The best linear guess of targets (n, t) from m_j (n, d), where m_j is a mean of ever so many users.
 
-    An item counts by the square root of its users: their mean is the surer the more they are.
+    Var(m_j) = between items + within an item / number of its users: a mean of few users is a noisy one, and the guess
+    from it keeps closer to the average item. Both parts are estimated from the old items.
+
+    Args:
+        means: (n, d), of items with at least one user.
+        support: (n,) number of users of each.
+        squares: (d, d), sum over all pairs of the users' outer products.
+        targets: (n, t).
     """
-    x, weight = _with_ones(features).double(), weights.double().sqrt().unsqueeze(1)
-    gram = x.T @ (x * weight)
-    shrink = _RIDGE * gram.diagonal()[:-1].mean()
-    penalty = torch.full((len(gram),), float(shrink), dtype=torch.double, device=gram.device)
-    penalty[-1] = 1e-6
-    return torch.linalg.solve(gram + penalty.diag(), x.T @ (targets.double() * weight)).float()
 
+    def __init__(self, means, support, squares, targets):
+        x, y, number = means.double(), targets.double(), support.double()
+        weight = number.sqrt() / number.sqrt().sum()
+        self.x_mean, self.y_mean = weight @ x, weight @ y
+        x, y = x - self.x_mean, y - self.y_mean
+        pairs = squares.double() - means.double().T @ (means.double() * number.unsqueeze(1))
+        self.within = pairs / (number.sum() - len(number)).clamp_min(1)
+        observed = x.T @ (x * weight.unsqueeze(1))
+        spread, directions = torch.linalg.eigh(observed - self.within * float(weight @ (1 / number)))
+        self.between = directions @ spread.clamp_min(0).diag() @ directions.T
+        self.ridge = _RIDGE * observed.diagonal().mean() * torch.eye(len(observed), device=x.device).double()
+        self.common = x.T @ (y * weight.unsqueeze(1))
 
-def _with_ones(rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([rows, torch.ones(len(rows), 1, device=rows.device)], dim=1)
+    def __call__(self, means: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+        """(m, d), (m,) -> (m, t)."""
+        guess = self.y_mean.repeat(len(means), 1)
+        for number in support.unique():
+            rows = support == number
+            slope = torch.linalg.solve(self.between + self.within / number + self.ridge, self.common)
+            guess[rows] += (means[rows].double() - self.x_mean) @ slope
+        return guess.float()
 
 
 def _extended(old, new, vectors: torch.Tensor, inputs: torch.Tensor):

@@ -18,10 +18,15 @@ KEYS = {
     "TokenRec": FAST,
     "LightGCNSoftmax": {"embedding_size": 16, "train_batch_size": 16, "epochs": 20},
     "SASRecCE": {"epochs": 20, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 3e-3},
-    "BPR": {"epochs": 30, "embedding_size": 16},
-    "SASRec": {"epochs": 4, "hidden_size": 16, "MAX_ITEM_LIST_LENGTH": 10},
+    "BPR": {"epochs": 100, "stopping_step": 100, "embedding_size": 16, "learning_rate": 0.01, "train_batch_size": 64},
+    "SASRec": {"epochs": 25, "hidden_size": 16, "MAX_ITEM_LIST_LENGTH": 10, "learning_rate": 0.005},
     "CID": {"epochs": 2, "cid_clusters": 4, "cid_cluster_size": 16},
-    "FM": {"epochs": 10},
+    "FM": {
+        "epochs": 60, "learning_rate": 0.01, "train_batch_size": 64,
+        "train_neg_sample_args": {
+            "distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0,
+        },
+    },
 }
 TITLES = "item_id:token\tmovie_title:token_seq\n" + "".join(
     f"g{group}i{item}\tFilm {item} of {group}\n" for group in range(4) for item in range(12)

@@ -66,7 +66,7 @@ def test_histories_in_every_form(recommender):
     items = ["g0i1", "g0i4", "g0i7"]
     expected = recommender.recommend(histories={"x": items}, k=3)["item_id"].tolist()
     frame = pd.DataFrame({"user_id": ["x"] * 3, "item_id": items[::-1], "timestamp": [3, 2, 1]})
-    typed = frame.rename(columns={"user_id": "user_id:token", "item_id": "item_id:token", "timestamp": "timestamp:float"})
+    typed = frame.rename(columns=dict(zip(frame.columns, ("user_id:token", "item_id:token", "timestamp:float"))))
     for histories in (items, np.array(items), pd.Series(items), frame, typed):
         assert recommender.recommend(histories=histories, k=3)["item_id"].tolist() == expected
     assert all(item.startswith("g0") for item in expected)
@@ -153,10 +153,9 @@ def test_every_kind_of_model_recommends_for_hot_users(trained, name):
         assert not set(own["item_id"]) & set(recommender.history(user))
         assert own["score"].is_monotonic_decreasing
     assert set(frame[frame["user_id"] == "nobody"]["kind"]) == {"cold"}
-    if name in ("CID", "FM"):  # too little training to learn anything
-        return
-    assert group_share(frame[frame["kind"] == "hot"]) > (0.3 if name == "SASRec" else 0.7)
-    if name == "SASRec":
+    if name != "CID":  # two epochs teach a language model nothing
+        assert group_share(frame[frame["kind"] == "hot"]) > 0.6
+    if name in ("CID", "SASRec", "FM"):  # scored from more than a user's number
         return
     _, model, _, train_data, _, _ = load_data_and_model(file)
     dataset = train_data._dataset
