@@ -106,9 +106,19 @@ class DataSnapshot:
         return {token: number for number, token in enumerate(self.items) if number}
 
     @cached_property
+    def item_names(self) -> np.ndarray:
+        """``items`` as an array of objects, to be indexed by many numbers at once."""
+        return np.asarray(self.items, dtype=object)
+
+    @cached_property
+    def counts(self) -> torch.Tensor:
+        """(n_users,) items of each user."""
+        return self.histories.counts()
+
+    @cached_property
     def popularity(self) -> torch.Tensor:
         """(n_items,) share of the users with a history who took each item."""
-        people = max(int((self.histories.counts() > 0).sum()), 1)
+        people = max(int((self.counts > 0).sum()), 1)
         return torch.bincount(self.histories.items, minlength=len(self.items)).float() / people
 
     def extended(self, users: Iterable[str], items: Iterable[str]) -> DataSnapshot:

@@ -14,6 +14,7 @@ and moved there when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -42,7 +43,7 @@ def save(recommender, path) -> None:
         ConfigError: the model is not TokenRec; other models' checkpoints are written by their trainers.
         CheckpointError: the file cannot be written.
     """
-    scorer = _tokenrec(recommender, "save")
+    scorer = tokenrec_scorer(recommender, "save")
     model = scorer.model
     save_checkpoint(
         path,
@@ -65,7 +66,7 @@ def export(recommender, folder, index: bool = True) -> list[str]:
         ConfigError: the model is not TokenRec.
         CheckpointError: the folder exists and is no export, or cannot be written.
     """
-    scorer, folder = _tokenrec(recommender, "export"), Path(folder)
+    scorer, folder = tokenrec_scorer(recommender, "export"), Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [1]):
         raise CheckpointError(f"{folder}: exists and is no export of TokenRec; name an empty or a new folder")
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
@@ -86,7 +87,7 @@ def export(recommender, folder, index: bool = True) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def _tokenrec(recommender, what: str) -> TokenRecScorer:
+def tokenrec_scorer(recommender, what: str) -> TokenRecScorer:
     scorer = recommender._scorer
     if not isinstance(scorer, TokenRecScorer):
         raise ConfigError(f"{what}: model {recommender.name} has no ID tokens; TokenRec can be exported")
@@ -100,8 +101,9 @@ def _write(folder: Path, recommender, scorer: TokenRecScorer, index: bool) -> No
     from recbole_tokenrec.pipeline import versions
 
     model, data = scorer.model, scorer.data
-    model.llm.backbone.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    with _quiet():
+        model.llm.backbone.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
 
     packed = data.payload()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items() if not k.startswith(_BACKBONE)}
@@ -190,4 +192,19 @@ def _read_backbone(folder: Path) -> dict[str, torch.Tensor]:
     """The language model's ``state_dict``, tied weights included, by transformers' own reader."""
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(folder, local_files_only=True).state_dict()
+    with _quiet():
+        return AutoModel.from_pretrained(folder, local_files_only=True).state_dict()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """transformers without its progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -50,9 +50,14 @@ class Recommender:
         return self._scorer.model
 
     @property
+    def takes_histories(self) -> bool:
+        """Whether the model recommends for users it was not trained on, by their histories."""
+        return self._scorer.takes_new_users
+
+    @property
     def users(self) -> list[str]:
         """Raw ids of the hot users."""
-        counts = self.data.histories.counts().tolist()
+        counts = self.data.counts.tolist()
         return [token for token, count in zip(self.data.users, counts) if count and token != PADDING]
 
     @property
@@ -111,7 +116,7 @@ class Recommender:
         chosen, strangers = self._candidates(candidates, data)
         _warn(unknown, strangers)
 
-        counts = data.histories.counts()
+        counts = data.counts
         groups: dict[str, list[int]] = {HOT: [], WARM: [], COLD: []}
         known = {user: [data.item_numbers[i] for i in given[user] if i in data.item_numbers] for user in asked
                  if user in given}  # fmt: skip
@@ -254,11 +259,10 @@ def _frame(asked: list[str], answers, data: DataSnapshot) -> pd.DataFrame:
         return pd.DataFrame({name: [] for name in ("user_id", "item_id", "rank", "score", "kind")})
     place = np.concatenate(places)
     order = np.argsort(place, kind="stable")
-    tokens = np.asarray(data.items, dtype=object)
     return pd.DataFrame(
         {
             "user_id": np.asarray(asked, dtype=object)[place[order]],
-            "item_id": tokens[np.concatenate(items)[order]],
+            "item_id": data.item_names[np.concatenate(items)[order]],
             "rank": np.concatenate(ranks)[order],
             "score": np.concatenate(scores)[order],
             "kind": np.concatenate(kinds)[order],

@@ -12,11 +12,11 @@ from recbole_tokenrec.measure import keep_freed_memory
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    from recbole_tokenrec.cli import experiment, run
+    from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, serve
 
     parser = argparse.ArgumentParser(prog="recbole-tokenrec", description="TokenRec and its baselines in RecBole.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, experiment):
+    for command in (run, experiment, recommend, artefacts, serve, doctor):
         command.add_parser(subparsers)
     arguments, rest = parser.parse_known_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
