@@ -88,4 +88,5 @@ def rendered(frame: pd.DataFrame, form: str) -> str:
         return frame.to_json(orient="records", force_ascii=False, indent=1) + "\n"
     from tabulate import tabulate
 
-    return tabulate(frame, headers="keys", showindex=False, floatfmt=".4f", disable_numparse=["user_id"]) + "\n"
+    texts = [place for place, name in enumerate(frame.columns) if name not in ("rank", "score")]
+    return tabulate(frame, headers="keys", showindex=False, floatfmt=".4f", disable_numparse=texts) + "\n"
