@@ -1,4 +1,4 @@
-"""Load on ``recbole-tokenrec serve``: requests at a fixed rate for a bounded time over loopback, and how long they took.
+"""Load on ``recbole-tokenrec serve``: requests at a fixed rate over loopback, and how long each took.
 
     python benchmarks/serve_load.py --checkpoint C --rate 50 --seconds 20
 

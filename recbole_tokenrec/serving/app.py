@@ -5,13 +5,17 @@ come from one state of the recommender each, also while ``update`` builds the ne
 put it behind what your network has for that.
 """
 
+import contextlib
+import os
 import socket
 import warnings
 from pathlib import Path
 from typing import Optional, Union
 
+import anyio.to_thread
 import torch
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -41,12 +45,18 @@ class RecommendRequest(BaseModel):
 
 def create_app(recommender: Recommender) -> FastAPI:
     """The application over one recommender; ``recommender.update`` shows in the next answer."""
-    app = FastAPI(title=f"recbole-tokenrec: {recommender.name}", docs_url="/docs", redoc_url=None)
+    app = FastAPI(title=f"recbole-tokenrec: {recommender.name}", redoc_url=None, lifespan=_as_many_as_processors)
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
     @app.exception_handler(TokenRecError)
     def mistake(request: Request, error: TokenRecError):
         return JSONResponse({"detail": str(error)}, status_code=422)
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError):
+        # FastAPI's own answer repeats the input, which may be what JSON cannot say (1e400 is infinite).
+        detail = [{"loc": [str(part) for part in e["loc"]], "msg": e["msg"]} for e in error.errors()[:10]]
+        return JSONResponse({"detail": detail}, status_code=422)
 
     @app.get("/health")
     def health():
@@ -98,6 +108,13 @@ def create_app(recommender: Recommender) -> FastAPI:
         return page
 
     return app
+
+
+@contextlib.asynccontextmanager
+async def _as_many_as_processors(app: FastAPI):
+    """Answers are arithmetic: more of them at once than processors only makes each of them late."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = max(os.cpu_count() or 1, 2)
+    yield
 
 
 def _answer(recommender: Recommender, frame) -> dict:

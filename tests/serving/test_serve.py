@@ -82,6 +82,7 @@ def test_answers(address, recommender):
         ("/recommend", {"users": [1.5]}, 422, "string"),
         ("/recommend", {"users": ["a"] * 300}, 422, "at most 256"),
         ("/recommend", {"users": ["a"], "k": True}, 422, "integer"),
+        ("/recommend", b'{"users": ["a"], "k": 1e400}', 422, "integer"),
         ("/recommend", {"users": ["a"], "kk": 3}, 422, "Extra"),
         ("/recommend", {"histories": {"a": "g0i1"}}, 422, "list"),
         ("/recommend", {"histories": {"a": ["x"] * 3000}}, 422, "3000 items are not allowed"),
