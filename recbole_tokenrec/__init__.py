@@ -36,7 +36,18 @@ __all__ = [
     "__version__",
     "available_models",
     "available_presets",
+    "load",
 ]
+
+
+def load(path, index: str = "exact", data_path=None, **index_options):
+    """Open a trained model for recommending: a :class:`~recbole_tokenrec.api.Recommender`.
+
+    See :func:`recbole_tokenrec.api.load`, which is imported at the first call.
+    """
+    from recbole_tokenrec.api import load
+
+    return load(path, index, data_path, **index_options)
 
 
 def _version() -> str:

@@ -267,9 +267,21 @@ def load_data_and_model(model_file):
     config = checkpoint["config"]
     if config["device"].type == "cuda" and not with_gpu:
         config["device"] = torch.device("cpu")
-    recbole.init_seed(config["seed"], config["reproducibility"])
     recbole.init_logger(config)
     recbole.getLogger().info(config)
+    return (config, *restore(checkpoint))
+
+
+def restore(checkpoint: dict) -> tuple:
+    """The model of an opened checkpoint, whose data set is read and split again as its configuration says.
+
+    Returns:
+        model, dataset, train_data, valid_data, test_data
+    """
+    from recbole.quick_start import quick_start as recbole
+
+    config = checkpoint["config"]
+    recbole.init_seed(config["seed"], config["reproducibility"])
     dataset = recbole.create_dataset(config)
     recbole.getLogger().info(dataset)
     loaders = recbole.data_preparation(config, dataset)
@@ -286,4 +298,4 @@ def load_data_and_model(model_file):
     other = checkpoint.get("other_parameter") or {}
     on_device = {k: v.to(config["device"]) if isinstance(v, torch.Tensor) else v for k, v in other.items()}
     model.load_other_parameter(on_device)
-    return (config, model, dataset, *loaders)
+    return (model, dataset, *loaders)

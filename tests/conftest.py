@@ -19,6 +19,8 @@ import torch
 
 import recbole_tokenrec  # noqa: F401  (makes RecBole importable)
 
+pytest_plugins = ["trained_models"]
+
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 

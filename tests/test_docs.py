@@ -1,15 +1,26 @@
 """The documents say what the code does: generated pages are current, README's commands and snippets run."""
 
+import argparse
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, serve
+from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.cli.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# Run in this order in one folder: later pages use what quickstart trains.
+GUIDES = ("quickstart", "your-data", "serving", "faq", "reproducing")
+QUICK = {
+    "cf_epochs": 2, "mq_min_steps": 20, "mq_epochs": 1, "llm_epochs": 1, "show_progress": False, "stage_cache": False,
+}  # fmt: skip
 
 
 def blocks(language):
@@ -31,9 +42,6 @@ def test_files_that_the_readme_links_exist():
 @pytest.mark.unit
 def test_every_command_in_the_readme_is_understood():
     """Each ``recbole-tokenrec`` or script line parses, its keys are known and its models exist."""
-    import argparse
-
-    from recbole_tokenrec.cli import run
     from recbole_tokenrec.configuration import known_keys, known_models
 
     parser = argparse.ArgumentParser()
@@ -62,3 +70,55 @@ def test_python_snippets_run(tmp_path):
     for code in found:
         code = code.replace("config_dict={", f"config_dict={{**{quick!r}, ")
         exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_files_that_the_pages_link_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.recipe
+def test_guides_run_from_top_to_bottom(capsys):
+    """Every snippet and command of the guides, but: epochs are cut down, pip does not run, ``serve`` and what trains
+    for hours (``DIR``, ``experiment``) is parsed only, and LanceDB's snippet waits for its extra."""
+    for module in ("faiss", "fastapi"):
+        pytest.importorskip(module)
+    with_lancedb = importlib.util.find_spec("lancedb") is not None
+    for guide in GUIDES:
+        text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+        namespace = {}
+        found = re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.DOTALL)
+        assert found, guide
+        for language, code in found:
+            if language == "python" and (with_lancedb or '"lancedb"' not in code):
+                exec(compile(code, f"{guide}.md", "exec"), namespace)  # noqa: S102
+            for line in code.strip().splitlines() if language == "bash" else []:
+                words = shlex.split(line, comments=True)
+                if words and words[0] != "pip":
+                    assert words[0] == "recbole-tokenrec", line
+                    _command(words[1:])
+    assert "kind" in capsys.readouterr().out
+
+
+def _command(words):
+    """Run what is quick; of the rest see that it is understood."""
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for module in (run, experiment, recommend, artefacts, serve, doctor):
+        module.add_parser(subparsers)
+    arguments, rest = parser.parse_known_args(words)
+    if arguments.command in ("run", "experiment"):
+        from recbole_tokenrec.configuration import known_keys
+
+        models = getattr(arguments, "model", "TokenRec").split(",")
+        assert set(run.overrides_of(arguments, rest)) <= set().union(*(known_keys(model) for model in models)), words
+    else:
+        assert not rest, words
+    if arguments.command in ("experiment", "serve") or "DIR" in words:
+        return
+    if arguments.command == "run" and arguments.model == "TokenRec":
+        words = words + [f"--{key}={value}" for key, value in QUICK.items()]
+    assert main(words + (["--show_progress=false"] if arguments.command == "run" else [])) == 0, words

@@ -9,6 +9,7 @@ from recbole.trainer import Trainer
 from recbole.utils import set_color
 
 from recbole_tokenrec.checkpoints import plain_config, save_checkpoint
+from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.training.loaders import derived_seed
 
 
@@ -20,9 +21,11 @@ class GenerativeTrainer(Trainer):
     """
 
     in_last_stage = False
+    snapshot = None  # raw ids and histories, once ``fit`` has seen the data
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """The model's earlier stages without validation, then the last one with it. As RecBole's otherwise."""
+        self.snapshot = DataSnapshot.from_dataset(train_data._dataset, self.model.histories).payload()
         last = self.epochs
         for enter, epochs in self.model.prepare(train_data, valid_data) if self.start_epoch == 0 else []:
             enter()
@@ -84,6 +87,7 @@ class GenerativeTrainer(Trainer):
                 "state_dict": self.model.state_dict(),
                 "other_parameter": self.model.other_parameter(),
                 "optimizer": self.optimizer.state_dict(),
+                "data": self.snapshot,
             },
         )
         if verbose:

@@ -63,7 +63,11 @@ class ExactIndex(ItemIndex):
         return found, scores
 
     def extended(self, vectors):
-        return ExactIndex(torch.cat([self.vectors, self._checked_new(vectors).to(self.vectors)]), self.memory_budget_gb)
+        new = F.normalize(self._checked_new(vectors).detach().to(self.vectors), dim=-1)
+        twin = ExactIndex.__new__(ExactIndex)
+        twin.vectors, twin.memory_budget_gb = torch.cat([self.vectors, new]), self.memory_budget_gb
+        twin.size, twin.dim = twin.vectors.shape
+        return twin
 
 
 def _ban(score: torch.Tensor, banned: torch.Tensor, top: int, block: torch.Tensor, size: int) -> None:

@@ -27,6 +27,7 @@ from recbole_tokenrec.errors import ConfigError, TrainingError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
+from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
@@ -51,7 +52,7 @@ class TokenRecTrainer(Trainer):
         file = Path(self.saved_model_file)
         self.saved_model_file = str(file.with_name(f"{file.stem}-{os.getpid()}{file.suffix}"))
         self.reports: dict[str, dict] = {}
-        self.valid_data = None
+        self.valid_data = self.snapshot = None
         self._smaller: list[tuple] = []
 
     def fit(
@@ -67,6 +68,7 @@ class TokenRecTrainer(Trainer):
         self.valid_data = valid_data
         self.verbose, self.show_progress, self.saved = verbose, show_progress, saved
         self.eval_collector.data_collect(train_data)
+        self.snapshot = DataSnapshot.from_dataset(train_data._dataset, self.model.histories).payload()
         cache = self._stage_cache(valid_data)
         resume, every = self._resume_options
         self.progress = Progress(
@@ -403,6 +405,7 @@ class TokenRecTrainer(Trainer):
                 "other_parameter": model.other_parameter(),
                 "optimizer": {},
                 "reports": self.reports,
+                "data": self.snapshot,
             },
         )
         distributed.barrier()  # nobody looks for the file before it is there

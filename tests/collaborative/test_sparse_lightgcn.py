@@ -39,3 +39,17 @@ def test_loss_gradients_and_scores_are_the_same(pair):
     torch.testing.assert_close(ours.user_embedding.weight.grad, theirs.user_embedding.weight.grad)
     torch.testing.assert_close(ours.item_embedding.weight.grad, theirs.item_embedding.weight.grad)
     torch.testing.assert_close(ours.full_sort_predict(batch), theirs.full_sort_predict(batch))
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_fold_in_is_the_propagation_without_the_users_own_embedding(pair, n_layers):
+    from recbole_tokenrec.histories import Histories
+
+    _, model, _ = pair
+    model.n_layers = n_layers
+    matrix = model.interaction_matrix
+    histories = Histories(matrix.row.astype(int), matrix.col.astype(int), model.n_users)
+    folded = model.fold_in(histories.rows(), histories.items, histories.ages(), model.n_users)
+    users, _ = model.forward()
+    expected = users - model.user_embedding.weight / (n_layers + 1)
+    torch.testing.assert_close(folded[1:], expected[1:], rtol=1e-4, atol=1e-6)

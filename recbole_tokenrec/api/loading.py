@@ -1,0 +1,129 @@
+"""``recbole_tokenrec.load``: a checkpoint or an exported folder becomes a :class:`Recommender`.
+
+TokenRec's checkpoints and the generative baselines' hold raw ids and histories: the file is all that is needed.
+RecBole's checkpoints (and those of our models that RecBole's trainer writes) hold neither: the data set is read and
+split again, from where it lay at training or from ``data_path``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from recbole.utils import ModelType, get_model
+
+from recbole_tokenrec.api.export import MANIFEST, read_folder
+from recbole_tokenrec.api.recommender import Recommender
+from recbole_tokenrec.api.scorers import FullSortScorer, LightGCNSoftmaxScorer, Scorer, TokenRecScorer
+from recbole_tokenrec.checkpoints import (
+    is_checkpoint,
+    load_checkpoint,
+    load_for_recbole,
+    plain_config,
+    rebuild_config,
+    restore,
+)
+from recbole_tokenrec.datacheck import check_files
+from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
+from recbole_tokenrec.models.tokenrec import TokenRec
+from recbole_tokenrec.retrieval import ItemIndex, build_index
+from recbole_tokenrec.snapshot import DataSnapshot
+
+
+def load(path, index: str = "exact", data_path=None, **index_options) -> Recommender:
+    """Open a trained model for recommending.
+
+    Args:
+        path: a checkpoint of ours or RecBole's, a folder written by ``export``, or a folder with one checkpoint in it
+            (``--output_dir`` of a run of one model).
+        index: how items are found by models with user and item vectors: ``exact``, ``faiss`` or ``lancedb``.
+        data_path: folder that holds the data set's folder, for checkpoints without ids, if it has moved.
+        index_options: of :func:`recbole_tokenrec.retrieval.build_index`.
+
+    Raises:
+        CheckpointError: no such file, damaged, foreign, or of other data.
+        DataError: the data set that a RecBole checkpoint needs is not there.
+        ConfigError: unknown index, or its package is not installed.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        payload = read_folder(path)
+    else:
+        path = _checkpoint_in(path) if path.is_dir() else path
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        payload = load_checkpoint(path) if is_checkpoint(path) else None
+    if payload is not None and payload.get("data"):
+        model, data = rebuilt(payload)
+        plain, config = payload["config"], rebuild_config(payload["config"])
+        scorer = _scorer(model, data, None, config, index, index_options)
+    else:
+        model, data, dataset, config = _with_data_set(path, data_path)
+        plain = plain_config(config)
+        scorer = _scorer(model, data, dataset, config, index, index_options)
+    return Recommender(scorer, plain, path, config["TIME_FIELD"] or "timestamp")
+
+
+def rebuilt(payload: dict):
+    """The model of a checkpoint that holds its data, and that data."""
+    data = DataSnapshot.from_payload(payload["data"])
+    config = rebuild_config(payload["config"])
+    with torch.random.fork_rng():
+        model = get_model(config["model"])(config, data).to(config["device"])
+    try:
+        model.load_state_dict(payload["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit its configuration ({error})") from error
+    model.load_other_parameter(payload.get("other_parameter"))
+    return model, data
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(f"{folder}: holds neither {MANIFEST} nor one checkpoint (*.pth: {names}); name the file")
+    return files[0]
+
+
+def _with_data_set(path: Path, data_path):
+    """Model, ids and histories, RecBole's data set and configuration of a checkpoint without ids."""
+    checkpoint = load_for_recbole(path, map_location="cpu")
+    if "config" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: holds no trained model")
+    config = checkpoint["config"]
+    if not torch.cuda.is_available():
+        config["device"] = torch.device("cpu")
+    if data_path is not None:
+        config["data_path"] = str(Path(data_path) / config["dataset"])
+    check_files(config)
+    model, _, train_data, _, test_data = restore(checkpoint)
+    if model.type == ModelType.SEQUENTIAL:
+        return model, _sequences(test_data.dataset), test_data.dataset, config
+    return model, DataSnapshot.from_dataset(train_data._dataset), test_data.dataset, config
+
+
+def _sequences(dataset) -> DataSnapshot:
+    """Of a sequential model's test split: a user's history is the sequence that the model is given."""
+    lists = dataset.inter_feat[f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"]
+    lengths = dataset.inter_feat[dataset.config["ITEM_LIST_LENGTH_FIELD"]]
+    users = dataset.inter_feat[dataset.uid_field]
+    shown = torch.arange(lists.shape[1]) < lengths.unsqueeze(1)
+    rows = users.unsqueeze(1).expand_as(lists)[shown]
+    return DataSnapshot.from_dataset(dataset, Histories(rows.numpy(), lists[shown].numpy(), dataset.user_num))
+
+
+def _scorer(model, data, dataset, config, index: str, options: dict) -> Scorer:
+    model.eval()
+    budget = config["memory_budget_gb"] or 2.0
+
+    def index_of(vectors) -> ItemIndex:
+        return build_index(index, vectors, **({"memory_budget_gb": budget} if index == "exact" else {}), **options)
+
+    if isinstance(model, TokenRec):
+        return TokenRecScorer(model, data, index_of(model.item_vectors), index_of)
+    if isinstance(model, LightGCNSoftmax):
+        return LightGCNSoftmaxScorer(model, data, index_of)
+    return FullSortScorer(model, data, dataset, budget)
