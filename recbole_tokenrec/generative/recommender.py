@@ -29,6 +29,7 @@ from recbole_tokenrec.generative.options import (
 )
 from recbole_tokenrec.generative.samples import TrainingSamples
 from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
+from recbole_tokenrec.generative.templates import ENTITY_PREFIXES
 from recbole_tokenrec.generative.trie import Trie
 from recbole_tokenrec.generative.words import PromptBatch, WordEncoder
 from recbole_tokenrec.histories import Histories
@@ -41,6 +42,7 @@ RULES: dict[str, Rule] = {
     "cid_clusters": whole(2),
     "cid_cluster_size": whole(3),
     "max_history": whole(1),
+    "targets_per_prompt": whole(1),
     "num_beams": empty_or(whole(1)),
     "eval_users": whole(1),
     "learning_rate": positive(),
@@ -66,6 +68,7 @@ class GenerativeRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         check_keys(config, {**RULES, **rules})
         self.max_history, self.eval_users = config["max_history"], config["eval_users"]
+        self.targets_per_prompt = config["targets_per_prompt"]
         self.num_beams = beams_needed(config)
         self.histories = Histories.from_dataset(dataset)
         if self.n_items < 3 or len(self.histories.items) == 0:
@@ -93,7 +96,9 @@ class GenerativeRecommender(GeneralRecommender):
                     f"the checkpoint has IDs of {len(index.names)} items, the data set {self.n_items}"
                 )
         else:
-            backbone = load_backbone(config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"])
+            backbone = load_backbone(
+                config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"], whole=ENTITY_PREFIXES
+            )
             index = build_index(config["item_indexing"], self.histories, self.n_items, config)
         state = backbone_state(backbone)
         self.backbone_state = {**state, "item_names": index.names, "item_tokens": index.tokens}
@@ -128,9 +133,11 @@ class GenerativeRecommender(GeneralRecommender):
     def collate(self, prompts) -> PromptBatch:
         return self.words.collate(prompts, self.device)
 
-    def target_loss(self, batch: PromptBatch, items: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the items' (B,) ID tokens: mean over tokens, then over samples."""
-        return -self._log_likelihood(*self.encode(batch), items, mean=True).mean()
+    def target_loss(self, batch: PromptBatch, targets: list[list[int]]) -> torch.Tensor:
+        """Cross-entropy of the ID tokens of each prompt's targets: mean over tokens, then over targets."""
+        width = max(map(len, targets))
+        items = torch.tensor([part + [0] * (width - len(part)) for part in targets], device=self.device)  # (B, T)
+        return -self._log_likelihood(*self.encode(batch), items, mean=True)[items > 0].mean()
 
     def encode(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's output (B, T, width) and its mask (B, T)."""
@@ -138,13 +145,27 @@ class GenerativeRecommender(GeneralRecommender):
         return self.backbone.get_encoder()(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
 
     def _log_likelihood(self, hidden, mask, items, mean: bool) -> torch.Tensor:
-        """(B,) log-probability of each item's ID; a token's, on average, if ``mean``."""
+        """(B, T) log-probability of each item's ID, a token's on average if ``mean``; 0 for the padding item.
+
+        The T targets of a prompt are written in one pass of the decoder, side by side: each sees itself alone, and
+        T5's positions are relative, so that it is as if it were the only one (a test compares the two).
+        """
         labels = self.targets[items]
-        labels = labels[:, : int((labels >= 0).sum(dim=1).max())].contiguous()  # (B, L); transformers views it flat
-        logits = self.backbone(encoder_outputs=(hidden,), attention_mask=mask, labels=labels).logits  # (B, L, vocab)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
-        total = -losses.sum(dim=1)
-        return total / (labels >= 0).sum(dim=1) if mean else total
+        labels = labels[..., : int((labels >= 0).sum(dim=-1).max())]  # (B, T, L)
+        shape, (number, length) = labels.shape, labels.shape[1:]
+        start = self.backbone.config.decoder_start_token_id
+        inputs = labels.roll(1, dims=-1)
+        inputs[..., 0] = self.words.pad_id if start is None else start
+        inputs = inputs.masked_fill(inputs < 0, self.words.pad_id)
+        logits = self.backbone(
+            encoder_outputs=(hidden,),
+            attention_mask=mask,
+            decoder_input_ids=inputs.flatten(1),
+            decoder_attention_mask=side_by_side(number, length, hidden).expand(len(hidden), -1, -1, -1),
+        ).logits  # (B, T * L, vocab)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view(shape)
+        total = -losses.sum(dim=-1)
+        return total / (labels >= 0).sum(dim=-1).clamp_min(1) if mean else total
 
     def nothing(self) -> torch.Tensor:
         """Zero with a gradient, for a batch that holds no sample."""
@@ -159,7 +180,7 @@ class GenerativeRecommender(GeneralRecommender):
         scores = []
         for rows in torch.arange(len(users), device=users.device).split(4 * self.eval_users):
             batch = self.collate([self.evaluation_prompt(user) for user in users[rows].tolist()])
-            scores.append(self._log_likelihood(*self.encode(batch), items[rows], mean=False))
+            scores.append(self._log_likelihood(*self.encode(batch), items[rows].unsqueeze(1), mean=False).squeeze(1))
         return torch.cat(scores)
 
     @torch.no_grad()
@@ -185,3 +206,13 @@ class GenerativeRecommender(GeneralRecommender):
         items = [torch.tensor(self.samples.latest(user, self.n_items), dtype=torch.long) for user in users]
         rows = torch.repeat_interleave(torch.arange(len(users)), torch.tensor([len(part) for part in items]))
         return self.trie.closed(rows.to(self.device), torch.cat(items).to(self.device), len(users))
+
+
+def side_by_side(number: int, length: int, like: torch.Tensor) -> torch.Tensor:
+    """(1, 1, n, n), n = number * length: the attention mask of ``number`` causal blocks, 0 where attention may go."""
+    place = torch.arange(number * length, device=like.device)
+    block = place // length
+    allowed = (block[:, None] == block) & (place[:, None] >= place)
+    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~allowed, torch.finfo(like.dtype).min
+    )[None, None]

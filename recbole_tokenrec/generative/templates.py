@@ -35,8 +35,9 @@ TEMPLATES = {
 }
 NUM_SEEN = 10
 
-# What entities are written with, and the mark between the items of a list.
-ENTITY_WORDS = "user_ item_ , 0 1 2 3 4 5 6 7 8 9"
+ENTITY_PREFIXES = ("user_", "item_")
+# What entities are written with; the items of a list stand side by side, their prefix tells them apart.
+ENTITY_WORDS = " ".join([*ENTITY_PREFIXES, *map(str, range(10)), *(f"{n:02}" for n in range(100))])
 
 
 def all_texts() -> list[str]:

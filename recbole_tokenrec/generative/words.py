@@ -83,8 +83,3 @@ def fill(template: str, **slots: Sequence[str] | str) -> list[str]:
         slot = slots[word[1:-1]] if word.startswith("{") else word
         words += [slot] if isinstance(slot, str) else slot
     return words
-
-
-def listed(words: Sequence[str]) -> list[str]:
-    """``a , b , c``"""
-    return [part for word in words for part in (",", word)][1:]

@@ -153,32 +153,34 @@ class CoLLM(GenerativeRecommender):
     # ---- losses and the yes/no score --------------------------------------------------------------------------
 
     def calculate_loss(self, interaction) -> torch.Tensor:
-        """Cross-entropy of the next item's ID, and of yes for that item and no for RecBole's sampled one."""
+        """Cross-entropy of the next items' IDs, and of yes for the next item or no for one that the user never took.
+
+        Which of the two a prompt asks for is drawn.
+        """
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if self.stage == SOFT and not self.vectors.any():
             raise TrainingError("CoLLM has no collaborative vectors yet: train it by its trainer, as run_recbole does")
-        rows, histories = self._histories_before(users, items)
-        if not rows:
+        asked = [
+            (user, place, self.samples.before(user, place, self.max_history))
+            for user, place in zip(users.tolist(), self.samples.places(users, items))
+        ]
+        asked = [sample for sample in asked if sample[2]]  # nothing precedes a user's first item
+        if not asked:
             return self.nothing()
-        kept = users[rows].tolist()
-        batch = self.collate([self.prompt(NEXT_ITEM, *pair) for pair in zip(kept, histories)])
-        loss = self.target_loss(batch, items[rows])
+        targets = [self.samples.after(user, place, self.targets_per_prompt) for user, place, _ in asked]
+        prompts = [self.prompt(NEXT_ITEM, user, history) for user, _, history in asked]
+        loss = self.target_loss(self.collate(prompts), targets)
         if not self.yes_no_weight:
             return loss
-        pairs = [items[rows], interaction[self.NEG_ITEM_ID][rows]]
+        likes = torch.rand(len(asked)) < 0.5
+        others = self.samples.untaken(torch.tensor([user for user, *_ in asked]), 1).squeeze(1).tolist()
         prompts = [
-            self.prompt(YES_OR_NO, *asked) for part in pairs for asked in zip(kept, histories, part.tolist())
+            self.prompt(YES_OR_NO, user, history, target[0] if like else other)
+            for (user, _, history), target, other, like in zip(asked, targets, others, likes.tolist())
         ]
-        logits = self._yes_logits(prompts)  # (2 n,)
-        labels = torch.arange(2, device=logits.device).repeat_interleave(len(rows)).eq(0).float()
-        return loss + self.yes_no_weight * F.binary_cross_entropy_with_logits(logits, labels)
-
-    def _histories_before(self, users, items) -> tuple[list[int], list[list[int]]]:
-        """Rows of the batch whose item is not the user's first, and the items before it."""
-        places = self.samples.places(users, items)
-        histories = [self.samples.before(u, place, self.max_history) for u, place in zip(users.tolist(), places)]
-        rows = [row for row, history in enumerate(histories) if history]
-        return rows, [histories[row] for row in rows]
+        logits = self._yes_logits(prompts)  # (B,)
+        answers = likes.to(logits)
+        return loss + self.yes_no_weight * F.binary_cross_entropy_with_logits(logits, answers)
 
     def _yes_logits(self, prompts: list[Prompt]) -> torch.Tensor:
         """Logits (B,) of the token "yes" as the decoder's first."""

@@ -22,7 +22,7 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.generative.options import Rule, choice, whole
 from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import NUM_SEEN, SEQUENTIAL, STRAIGHTFORWARD, TEMPLATES, all_texts
-from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill, listed
+from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill
 
 _TASKS = (SEQUENTIAL, STRAIGHTFORWARD)
 _RULES: dict[str, Rule] = {
@@ -53,7 +53,7 @@ class P5(GenerativeRecommender):
         """Token ids and whole-word ids of one prompt."""
         names = [self.item_names[item] for item in items]
         return self.words.whole_words(
-            fill(TEMPLATES[task][template], user=self.user_names[user], items=listed(names))
+            fill(TEMPLATES[task][template], user=self.user_names[user], items=names)
         )
 
     def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,20 +71,20 @@ class P5(GenerativeRecommender):
         return sum(losses) / len(losses) if losses else self.nothing()
 
     def training_prompts(self, task: str, users: torch.Tensor, items: torch.Tensor):
-        """Prompts of the pairs (B,), each in ``prompts_per_sample`` templates, and the items that answer them.
+        """Prompts of the pairs (B,), each in ``prompts_per_sample`` templates, and the items that answer each.
 
         The sequential task has no sample for the first item of a user.
         """
         prompts, targets = [], []
         places = self.samples.places(users, items)
         templates = torch.randint(NUM_SEEN, (len(places), self.prompts_per_sample)).tolist()
-        for user, item, place, drawn in zip(users.tolist(), items.tolist(), places, templates):
+        for user, place, drawn in zip(users.tolist(), places, templates):
             history = self.samples.before(user, place, self.max_history) if task == SEQUENTIAL else []
             if task == SEQUENTIAL and not history:
                 continue
             prompts += [self.prompt(task, template, user, history) for template in drawn]
-            targets += [item] * len(drawn)
-        return prompts, torch.tensor(targets, dtype=torch.long, device=self.device)
+            targets += [self.samples.after(user, place, self.targets_per_prompt)] * len(drawn)
+        return prompts, targets
 
     def evaluation_prompt(self, user: int) -> tuple[list[int], list[int]]:
         """Sequential, if that task was learnt and the user has a history; straightforward otherwise."""

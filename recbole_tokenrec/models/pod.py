@@ -21,7 +21,7 @@ from torch import nn
 from recbole_tokenrec.generative.options import Rule, flag, whole
 from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS, SEQUENTIAL, TEMPLATES
-from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill, listed
+from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill
 
 TOP_N = "top_n"
 BARE = "{user} {items}"
@@ -64,10 +64,9 @@ class POD(GenerativeRecommender):
         self.turn, self._task = 0, SEQUENTIAL
 
     def prompt(self, task: str, wording: int, user: int, items: list[int]) -> tuple[list[int], list[int]]:
-        """Token ids and whole-word ids; the bare form lists items without marks between them."""
+        """Token ids and whole-word ids of one prompt."""
         names = [self.item_names[item] for item in items]
-        words = listed(names) if wording else names
-        return self.words.entities(fill(WORDINGS[task][wording], user=self.user_names[user], items=words))
+        return self.words.entities(fill(WORDINGS[task][wording], user=self.user_names[user], items=names))
 
     def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The current task's vectors, then the text: (B, prompt_length + T, width)."""
@@ -88,21 +87,23 @@ class POD(GenerativeRecommender):
         return loss
 
     def training_prompts(self, users: torch.Tensor, items: torch.Tensor):
-        """Prompts of the current task for the pairs (B,), and the items that answer them."""
+        """Prompts of the current task for the pairs (B,), and the items that answer each."""
         task, prompts, targets = self._task, [], []
         places = self.samples.places(users, items)
         wordings = torch.randint(len(WORDINGS[task]), (len(places),)).tolist()
-        others = self.samples.untaken(users, self.num_candidates - 1)
-        for row, (user, item) in enumerate(zip(users.tolist(), items.tolist())):
+        others = self.samples.untaken(users, self.num_candidates - 1).tolist()
+        for user, place, wording, untaken in zip(users.tolist(), places, wordings, others):
             if task == SEQUENTIAL:
-                listing, item = self.samples.segment(user, places[row], self.max_history)
+                listing, place = self.samples.segment(user, place, self.max_history)
+                answers = self.samples.after(user, place, self.targets_per_prompt)
             else:
-                listing = others[row].tolist()
-                listing.insert(int(torch.randint(self.num_candidates, (1,))), item)
+                answers = self.samples.after(user, place, min(self.targets_per_prompt, self.num_candidates - 1))
+                listing = answers + untaken[: self.num_candidates - len(answers)]
+                listing = [listing[at] for at in torch.randperm(len(listing)).tolist()]
             if listing:
-                prompts.append(self.prompt(task, wordings[row], user, listing))
-                targets.append(item)
-        return prompts, torch.tensor(targets, dtype=torch.long, device=self.device)
+                prompts.append(self.prompt(task, wording, user, listing))
+                targets.append(answers)
+        return prompts, targets
 
     def evaluation_prompt(self, user: int) -> tuple[list[int], list[int]]:
         return self.prompt(SEQUENTIAL, 0, user, self.samples.latest(user, self.max_history))

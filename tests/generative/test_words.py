@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recbole_tokenrec.generative.templates import NUM_SEEN, TEMPLATES, all_texts
-from recbole_tokenrec.generative.words import MAX_MARK, WordEncoder, fill, listed
+from recbole_tokenrec.generative.templates import ENTITY_PREFIXES, NUM_SEEN, TEMPLATES, all_texts
+from recbole_tokenrec.generative.words import MAX_MARK, WordEncoder, fill
 from recbole_tokenrec.llm.backbone import word_level_tokenizer
 
 
@@ -26,12 +26,12 @@ def unigram_tokenizer():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("make", [lambda: word_level_tokenizer(all_texts()), unigram_tokenizer])
+@pytest.mark.parametrize("make", [lambda: word_level_tokenizer(all_texts(), ENTITY_PREFIXES), unigram_tokenizer])
 def test_words_equal_the_whole_text(make):
     encoder = WordEncoder(make())
     for texts in TEMPLATES.values():
         for template in texts:
-            words = fill(template, user="user_27", items=listed(["item_1001", "item_1042"]))
+            words = fill(template, user="user_27", items=["item_1001", "item_1042"])
             ids, marks = encoder.whole_words(words)
             assert ids == encoder.tokenizer(" ".join(words))["input_ids"]
             assert encoder.tokenizer.unk_token_id not in ids
@@ -42,7 +42,7 @@ def test_words_equal_the_whole_text(make):
 
 @pytest.mark.unit
 def test_pod_marks_entities_only():
-    encoder = WordEncoder(word_level_tokenizer(all_texts()))
+    encoder = WordEncoder(word_level_tokenizer(all_texts(), ENTITY_PREFIXES))
     ids, marks = encoder.entities(["user_27", "has", "taken", "item_1001", ",", "item_1042"])
     of = [marks[i] for i, token in enumerate(ids) if token != encoder.eos_id]
     lengths = [len(encoder.tokens(word)) for word in ("user_27", "item_1001", "item_1042")]
@@ -51,7 +51,7 @@ def test_pod_marks_entities_only():
 
 @pytest.mark.unit
 def test_long_prompts_share_the_last_mark_and_batches_are_padded():
-    encoder = WordEncoder(word_level_tokenizer(all_texts()))
+    encoder = WordEncoder(word_level_tokenizer(all_texts(), ENTITY_PREFIXES))
     assert max(encoder.whole_words(["next"] * 700)[1]) == MAX_MARK
     batch = encoder.collate([encoder.whole_words(["next"]), encoder.whole_words(["next"] * 4)])
     assert batch.input_ids.shape == batch.marks.shape == batch.attention_mask.shape == (2, 5)

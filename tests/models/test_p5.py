@@ -20,9 +20,10 @@ def p5(build):
 
 
 @pytest.mark.unit
-def test_prompts_hold_training_items_before_the_target(p5):
-    """Every sample of an epoch: no held-out pair, no item at or after the target."""
-    _, model, train, valid, test = p5(train_batch_size=512)
+@pytest.mark.parametrize("number", [1, 3])
+def test_prompts_hold_training_items_before_the_targets(p5, number):
+    """Every sample of an epoch: no held-out pair, no item at or after its first target."""
+    _, model, train, valid, test = p5(train_batch_size=512, targets_per_prompt=number)
     held_out = {
         (int(user), int(item))
         for loader in (valid, test)
@@ -39,12 +40,13 @@ def test_prompts_hold_training_items_before_the_target(p5):
     for batch in train:
         prompts, targets = model.training_prompts("sequential", batch["user_id"], batch["item_id"])
         assert len(seen) == len(prompts) == len(targets)
-        for words, target in zip(seen, targets.tolist()):
+        for words, answers in zip(seen, targets):
             user = next(int(word[5:]) for word in words if word.startswith("user_"))
             items = [item_of[word] for word in words if word.startswith("item_")]
-            assert items and (user, target) in time
-            assert all(time[user, item] < time[user, target] for item in items)
-            assert not {(user, item) for item in [*items, target]} & held_out
+            stamps = [time[user, answer] for answer in answers]  # KeyError: not a training pair
+            assert items and stamps == sorted(stamps) and len(stamps) <= number
+            assert all(time[user, item] < stamps[0] for item in items)
+            assert not {(user, item) for item in [*items, *answers]} & held_out
             made += 1
         seen.clear()
     counts = model.histories.counts()
@@ -80,12 +82,35 @@ def test_loss_is_the_mean_over_tokens_then_samples(p5):
         output = BaseModelOutput(last_hidden_state=hidden[row : row + 1])
         one = model.backbone(encoder_outputs=output, attention_mask=mask[row : row + 1], labels=labels)
         single.append(one.loss)
-    torch.testing.assert_close(model.target_loss(batch, items), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
+    targets = [[item] for item in items.tolist()]
+    torch.testing.assert_close(model.target_loss(batch, targets), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
     few = model.collate([model.evaluation_prompt(user) for user in range(5, 9)])  # none of the longest IDs
-    torch.testing.assert_close(model.target_loss(few, items[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.target_loss(few, targets[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5
+    )
     pairs = Interaction({"user_id": torch.arange(1, 9), "item_id": items})
     number = (model.targets[items] >= 0).sum(dim=1)
     torch.testing.assert_close(model.predict(pairs), -torch.stack(single).detach() * number, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.unit
+def test_targets_side_by_side_do_not_see_each_other(p5):
+    """Loss and gradients of several targets of one reading equal those of one target at a time."""
+    _, model, *_ = p5("CID")  # IDs of several lengths
+    model.eval()
+    prompts = [model.evaluation_prompt(user) for user in (1, 2, 3)]
+    targets = [[1, 9, 30], [4], [17, 2]]
+    losses = []
+    for batch, answers in (
+        (prompts, targets),
+        ([prompts[row] for row, part in enumerate(targets) for _ in part], [[i] for part in targets for i in part]),
+    ):
+        model.zero_grad()
+        loss = model.target_loss(model.collate(batch), answers)
+        loss.backward()
+        losses.append((loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
+    for one, other in zip(*losses):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.unit
@@ -121,7 +146,7 @@ def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
     rates = []
     trainer._check_nan = lambda loss: rates.append(trainer.optimizer.param_groups[0]["lr"])
     trainer.fit(train, None, verbose=False, saved=False)
-    assert len(rates) == 2 * len(train) and max(rates) == 1e-3
+    assert len(rates) == 2 * len(trainer.batches) and max(rates) == 1e-3
     assert rates[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
     decayed, spared = trainer.optimizer.param_groups
     assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
@@ -137,6 +162,7 @@ def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
         ("tasks", ["sequential", "explain"]),
         ("tasks", "sequential"),
         ("max_history", 0),
+        ("targets_per_prompt", 0),
         ("num_beams", 0),
         ("prompts_per_sample", 1.5),
         ("prompt", "hidden"),
@@ -192,6 +218,7 @@ def test_checkpoint_gives_the_same_scores(toy_data, indexing):
 
 @pytest.mark.recipe
 def test_cid_learns_the_toy_data(learn_toy):
-    keys = {"epochs": 4, "eval_step": 4, "train_batch_size": 32, "learning_rate": 3e-3, "llm_dropout": 0.0}
+    keys = {"epochs": 8, "eval_step": 8, "train_batch_size": 32, "learning_rate": 3e-3, "llm_dropout": 0.0}
+    keys["targets_per_prompt"] = 2
     result = learn_toy("CID", **MINI, **keys)
     assert result["hit@5"] > 0.9  # by popularity: about one in eight
