@@ -1,13 +1,14 @@
 """Table 5: milliseconds per user to make a top-K list, generation by beam search against retrieval.
 
 All models have the same backbone, untrained (time does not depend on what the weights say; beams of trained models may
-end earlier by a token or two), the same users, batch and K. A round times every model once; the median of the rounds
-counts, after a warm-up batch that does not. Prompts are those of each model's own defaults.
+end earlier by a token or two), the same users, batch and K. A round times every model once, after a warm-up batch that
+does not count. The fastest round is reported, as ``timeit`` does: slower ones were disturbed by other work. Prompts are
+those of each model's own defaults; as TokenRec's default has more tokens to an ID than the paper's three, a row has
+those, and lists as many items as the others' prompts.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 
 import torch
@@ -24,12 +25,15 @@ from recbole_tokenrec.pipeline import describe_data, versions
 
 TITLE = "Table 5: milliseconds per user"
 ARGUMENTS = ("backbone", "users", "batch_size", "k", "rounds")
+_PAPER_TOKENS = {"mq_num_codebooks": 3, "mq_user_num_codebooks": 3}
 ROWS = [
     Run("P5", "P5"),
     Run("POD", "POD"),
     Run("CID", "CID"),
     Run("TokenRec", "TokenRec"),
     Run("TokenRec (user-ID-only)", "TokenRec", preset="user_id_only"),
+    Run("TokenRec, K = 3, 20 items", "TokenRec", {**_PAPER_TOKENS, "prompt_max_history": 20}),
+    Run("TokenRec, K = 3 (user-ID-only)", "TokenRec", _PAPER_TOKENS, preset="user_id_only"),
 ]
 
 
@@ -41,7 +45,7 @@ def add_arguments(parser) -> None:
         ("users", 32, "users that are timed"),
         ("batch_size", 32, "users of a batch"),
         ("k", 20, "length of the lists, and beams"),
-        ("rounds", 3, "rounds, whose median counts"),
+        ("rounds", 3, "rounds, whose fastest counts"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
 
@@ -96,7 +100,7 @@ def _wait(device) -> None:
 
 def _report(bench: Bench, arguments, data: dict, seconds: dict, device) -> Report:
     paper = quoted("efficiency", bench.dataset)
-    per_user = {label: 1000 * statistics.median(rounds) for label, rounds in seconds.items()}
+    per_user = {label: 1000 * min(rounds) for label, rounds in seconds.items()}
     ratios = {
         label: {rival: per_user[rival] / per_user[label] for rival in ("P5", "POD", "CID")}
         for label in per_user

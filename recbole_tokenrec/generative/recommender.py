@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     "num_beams": empty_or(whole(1)),
     "eval_users": whole(1),
     "learning_rate": positive(),
+    "embedding_lr_ratio": positive(),
     "weight_decay": number(0),
     "warmup_ratio": share(),
 }

@@ -54,25 +54,33 @@ class GenerativeTrainer(Trainer):
         self.optimizer.register_step_post_hook(lambda *_: self._set_rate(self._steps + 1))
 
     def _build_optimizer(self, **kwargs):
-        """AdamW with eps 1e-6 (the reference's); no decay on vectors, i.e. biases and norms."""
+        """AdamW with eps 1e-6 (the reference's); no decay on vectors, i.e. biases and norms.
+
+        Embeddings have ``embedding_lr_ratio`` times the rate: T5 starts them ten times as large as its matrices, and
+        its own optimiser, Adafactor, moves a parameter in proportion to its size.
+        """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        tables = {module.weight for module in self.model.modules() if isinstance(module, torch.nn.Embedding)}
+        ratio = self.config["embedding_lr_ratio"]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p in tables], "weight_decay": self.weight_decay, "ratio": ratio},
+            {"params": [p for p in trained if p.dim() > 1 and p not in tables], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
+        groups = [{"ratio": 1.0, **group} for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.learning_rate, eps=1e-6)
 
     def _set_rate(self, step: int) -> None:
         self._steps = step
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate(step, self._total, self.config["warmup_ratio"])
+            group["lr"] = group["ratio"] * self.learning_rate * rate(step, self._total, self.config["warmup_ratio"])
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         seed = derived_seed(self.config["seed"], "generative", self._total, epoch_idx)
         torch.manual_seed(seed)
         self.batches.generator.manual_seed(seed)
         self._set_rate(epoch_idx * len(self.batches))
-        return super()._train_epoch(self.batches, epoch_idx, loss_func, show_progress)
+        return super()._train_epoch(self.batches, epoch_idx, loss_func, show_progress) / len(self.batches)
 
     def resume_checkpoint(self, resume_file):
         self.model.enter_last_stage()  # a checkpoint is of that stage, and so is its optimizer

@@ -128,11 +128,9 @@ def word_level_tokenizer(texts: list[str], whole: tuple[str, ...] = ()):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    pieces = Regex("|".join([*map(re.escape, whole), r"[^\p{L}\p{N}]", r"\p{N}{1,2}"]))
     splitter = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex("|".join([*map(re.escape, whole), r"[^\p{L}\p{N}]", r"\p{N}{1,2}"])), "isolated"),
-        ]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(pieces, "isolated")]
     )
     vocabulary = {PAD: 0, EOS: 1, UNK: 2}
     for text in texts:

@@ -138,9 +138,9 @@ def test_wrong_keys_are_named(collm, key, value):
 @pytest.mark.recipe
 def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
-    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=12, text_epochs=12, eval_step=12, topk=[5, 20])
-    keys.update(item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0, cf_epochs=20)
-    keys.update(targets_per_prompt=2)
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=12, text_epochs=12, eval_step=12)
+    keys.update(topk=[5, 20], item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0)
+    keys.update(targets_per_prompt=2, cf_epochs=20)
     result = run_recbole(
         model="CoLLM", dataset="toy", config_dict={**keys, "tune_backbone": True, "yes_no_weight": 0}
     )
