@@ -29,7 +29,7 @@ from recbole_tokenrec.generative.options import (
 )
 from recbole_tokenrec.generative.samples import TrainingSamples
 from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
-from recbole_tokenrec.generative.templates import ENTITY_PREFIXES
+from recbole_tokenrec.generative.templates import STYLES
 from recbole_tokenrec.generative.trie import Trie
 from recbole_tokenrec.generative.words import PromptBatch, WordEncoder
 from recbole_tokenrec.histories import Histories
@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
     "item_indexing": choice(*INDEXINGS),
     "cid_clusters": whole(2),
     "cid_cluster_size": whole(3),
+    "prompt_style": choice(*STYLES),
     "max_history": whole(1),
     "targets_per_prompt": whole(1),
     "num_beams": empty_or(whole(1)),
@@ -78,8 +79,9 @@ class GenerativeRecommender(GeneralRecommender):
                 "interactions are too few to train on"
             )
         self.samples = TrainingSamples(self.histories, self.n_items)
+        self.style = STYLES[config["prompt_style"]]
         self._build_backbone(config, texts)
-        self.words = WordEncoder(self.tokenizer)
+        self.words = WordEncoder(self.tokenizer, [*self.user_names, *self.item_names])
         sequences = [[*self.words.tokens(name), self.words.eos_id] if name else [] for name in self.item_names]
         width = max(map(len, sequences))
         padded = [sequence + [-100] * (width - len(sequence)) for sequence in sequences]
@@ -98,9 +100,9 @@ class GenerativeRecommender(GeneralRecommender):
                 )
         else:
             backbone = load_backbone(
-                config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"], whole=ENTITY_PREFIXES
+                config["llm_backbone"], texts, True, config["llm_dropout"], self.style.whole, self.style.digits
             )
-            index = build_index(config["item_indexing"], self.histories, self.n_items, config)
+            index = build_index(config["item_indexing"], self.histories, self.n_items, config, self.style.prefix)
         state = backbone_state(backbone)
         self.backbone_state = {**state, "item_names": index.names, "item_tokens": index.tokens}
         if index.tokens:

@@ -127,7 +127,8 @@ class CoLLM(GenerativeRecommender):
         """
         soft = {self.item_names[item]: self.n_users + item for item in (*items, target)}
         soft["user"] = user
-        slots = {"user": "user", "items": [self.item_names[item] for item in items], "target": self.item_names[target]}
+        names = [self.item_names[item] for item in items]
+        slots = {"user": "user", "items": self.style.listed(names), "target": self.item_names[target]}
         ids, marks = [], []
         for word in fill(template, **slots):
             tokens = self.words.tokens(word)

@@ -53,7 +53,7 @@ class P5(GenerativeRecommender):
         """Token ids and whole-word ids of one prompt."""
         names = [self.item_names[item] for item in items]
         return self.words.whole_words(
-            fill(TEMPLATES[task][template], user=self.user_names[user], items=names)
+            fill(TEMPLATES[task][template], user=self.user_names[user], items=self.style.listed(names))
         )
 
     def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,9 +64,10 @@ class POD(GenerativeRecommender):
         self.turn, self._task = 0, SEQUENTIAL
 
     def prompt(self, task: str, wording: int, user: int, items: list[int]) -> tuple[list[int], list[int]]:
-        """Token ids and whole-word ids of one prompt."""
+        """Token ids and whole-word ids; the bare form lists items without marks between them."""
         names = [self.item_names[item] for item in items]
-        return self.words.entities(fill(WORDINGS[task][wording], user=self.user_names[user], items=names))
+        words = self.style.listed(names) if wording else names
+        return self.words.entities(fill(WORDINGS[task][wording], user=self.user_names[user], items=words))
 
     def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The current task's vectors, then the text: (B, prompt_length + T, width)."""

@@ -49,8 +49,8 @@ def test_scratch_preset_uses_sdpa_and_its_words():
 
 def test_word_level_tokenizer_splits_numbers_and_marks():
     texts = ["item_ 0 1 2 3 4 5 6 7 8 9 42 10, x"]
-    assert word_level_tokenizer(texts).tokenize("item_42,x") == ["item", "_", "42", ",", "x"]
-    tokenizer = word_level_tokenizer(texts, whole=("item_",))
+    assert word_level_tokenizer(texts).tokenize("item_42,x") == ["item", "_", "4", "2", ",", "x"]
+    tokenizer = word_level_tokenizer(texts, whole=("item_",), digits=2)
     assert tokenizer.tokenize("item_1042 item_107") == ["item_", "10", "42", "item_", "10", "7"]
     assert tokenizer.tokenize("xitem_ 42_1") == ["x", "item_", "42", "<unk>", "1"]
 

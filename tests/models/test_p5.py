@@ -42,7 +42,7 @@ def test_prompts_hold_training_items_before_the_targets(p5, number):
         assert len(seen) == len(prompts) == len(targets)
         for words, answers in zip(seen, targets):
             user = next(int(word[5:]) for word in words if word.startswith("user_"))
-            items = [item_of[word] for word in words if word.startswith("item_")]
+            items = [item_of[word] for word in words if word in item_of]
             stamps = [time[user, answer] for answer in answers]  # KeyError: not a training pair
             assert items and stamps == sorted(stamps) and len(stamps) <= number
             assert all(time[user, item] < stamps[0] for item in items)
@@ -52,7 +52,7 @@ def test_prompts_hold_training_items_before_the_targets(p5, number):
     counts = model.histories.counts()
     assert made == int(counts.sum() - (counts > 0).sum())  # each but the users' first items
     model.evaluation_prompt(1)
-    items = {item_of[word] for word in seen[0] if word.startswith("item_")}
+    items = {item_of[word] for word in seen[0] if word in item_of}
     assert items == set(model.samples.latest(1, 20)) and not {(1, item) for item in items} & held_out
 
 
@@ -141,16 +141,19 @@ def test_user_without_history_is_asked_straightforwardly(p5):
 
 @pytest.mark.unit
 def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
-    config, model, train, *_ = p5("CID", epochs=2, weight_decay=0.3, train_batch_size=128)
+    config, model, train, *_ = p5("CID", epochs=2, weight_decay=0.3, train_batch_size=8, embedding_lr_ratio=10)
     trainer = GenerativeTrainer(config, model)
     rates = []
-    trainer._check_nan = lambda loss: rates.append(trainer.optimizer.param_groups[0]["lr"])
+    trainer._check_nan = lambda loss: rates.append([group["lr"] for group in trainer.optimizer.param_groups])
     trainer.fit(train, None, verbose=False, saved=False)
-    assert len(rates) == 2 * len(trainer.batches) and max(rates) == 1e-3
-    assert rates[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
-    decayed, spared = trainer.optimizer.param_groups
-    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
+    tables, matrices, vectors = zip(*rates)
+    assert len(rates) == 2 * len(trainer.batches) > 8 and max(matrices) == 1e-3
+    assert matrices == vectors == pytest.approx([value / 10 for value in tables])
+    assert matrices[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
+    embeddings, decayed, spared = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == embeddings["weight_decay"] == 0.3 and spared["weight_decay"] == 0
     assert all(p.dim() == 1 for p in spared["params"]) and spared["params"]
+    assert model.whole_word.weight in set(embeddings["params"])
 
 
 @pytest.mark.unit
@@ -222,3 +225,19 @@ def test_cid_learns_the_toy_data(learn_toy):
     keys["targets_per_prompt"] = 2
     result = learn_toy("CID", **MINI, **keys)
     assert result["hit@5"] > 0.9  # by popularity: about one in eight
+
+
+@pytest.mark.unit
+def test_styles_write_the_same_items_in_more_or_fewer_tokens(p5):
+    texts, lengths = {}, {}
+    for style in ("compact", "printed"):
+        _, model, *_ = p5(prompt_style=style)
+        ids, marks = model.prompt("sequential", 0, 3, [5, 6])
+        texts[style] = [name.replace("item_", "") for name in model.item_names]
+        lengths[style] = len(ids), int((model.targets[5] >= 0).sum())
+        assert model.tokenizer.unk_token_id not in ids
+        prefix = model.tokenizer.convert_ids_to_tokens(model.trie.prefix)  # of all IDs, 1001 … 1048
+        assert prefix == (["item", "_", "1", "0"] if style == "printed" else ["10"])
+    assert texts["compact"] == texts["printed"]
+    assert lengths["compact"][1] == 3 and lengths["printed"][1] == 7  # two pairs; two signs and four digits; EOS
+    assert lengths["printed"][0] - lengths["compact"][0] == 2 * 4 + 1 + 1  # items, the user's "_", the mark

@@ -21,11 +21,11 @@ def pod(build):
 
 def listings(model):
     """Record the item names of every prompt that is made."""
-    made, original = [], model.words.entities
+    made, original, items = [], model.words.entities, set(model.item_names)
 
     def entities(words):
         words = list(words)
-        made.append([word for word in words if word.startswith("item_")])
+        made.append([word for word in words if word in items])
         return original(words)
 
     model.words.entities = entities
