@@ -212,7 +212,7 @@ def _add_lora(backbone: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise BackboneError(
-            f"lora_rank: {rank} needs the package peft (pip install peft); allowed without it: 0"
+            f"lora_rank: {rank} needs peft (pip install \"recbole-tokenrec[lora]\"); allowed without it: 0"
         ) from error
     settings = LoraConfig(r=rank, lora_alpha=16, lora_dropout=0.05, target_modules=["q", "v"])
     inject_adapter_in_model(settings, backbone)

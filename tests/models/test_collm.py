@@ -125,6 +125,31 @@ def test_lora_needs_peft_or_trains_adapters_alone(collm):
     assert model.tuned_in_text and len(model.tuned_in_text) == len(tuned)
 
 
+@pytest.mark.recipe
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
+def test_lora_moves_nothing_but_adapters_and_comes_back_from_its_checkpoint(toy_data):
+    keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=1, text_epochs=2, eval_step=1)
+    keys.update(topk=[5, 20])
+    states, fit = [], GenerativeTrainer.fit
+
+    def watched(self, *args, **kwargs):
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return fit(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenerativeTrainer, "fit", watched)
+        result = run_recbole(model="CoLLM", dataset="toy", config_dict={**keys, "lora_rank": 4})
+    (file,) = glob.glob("saved/*.pth")
+    config, model, _, train, _, test = load_data_and_model(file)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, states[0][name])}
+    assert any("lora" in name for name in moved)
+    assert all("lora" in name or name.startswith(("projection", "vectors")) for name in moved)
+    trainer = GenerativeTrainer(config, model)
+    trainer.eval_collector.data_collect(train)
+    assert dict(trainer.evaluate(test, load_best_model=False)) == dict(result["test_result"])
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "key, value",
