@@ -15,7 +15,7 @@ from recbole_tokenrec.histories import Histories
 
 class Cuts:
     """One epoch's batches in the form of RecBole's training loader: ``{user_id: (B,), item_id: (B,)}``, the item being
-    the first after the cut. A batch has prompts of similar length, so that little of it is padding.
+    the first after the cut. A batch has prompts and targets of similar number, so that little of it is padding.
 
     Args:
         histories: training histories.
@@ -37,7 +37,8 @@ class Cuts:
         fields: tuple[str, str],
         generator: torch.Generator,
     ):
-        self.histories, self.batch_size, self.max_history = histories, batch_size, max_history
+        self.histories, self.batch_size = histories, batch_size
+        self.targets, self.max_history = targets, max_history
         self.fields, self.generator = fields, generator
         count = histories.counts()
         number = (count.double() / targets).round().long().clamp_min(1).minimum(count)  # (n_users,) cuts of each
@@ -55,8 +56,9 @@ class Cuts:
 
     def __iter__(self):
         before = self.places()
+        after = (self.histories.counts()[self.users] - before).clamp_max(self.targets)
         blur = 0.9 + 0.2 * torch.rand(len(before), generator=self.generator)  # other company in every epoch
-        order = torch.argsort((before.clamp_max(self.max_history) + 1) * blur)
+        order = torch.argsort((before.clamp_max(self.max_history) + after) * blur)
         batches = order.split(self.batch_size)
         user_field, item_field = self.fields
         for number in torch.randperm(len(batches), generator=self.generator).tolist():

@@ -31,7 +31,7 @@ from recbole_tokenrec.generative.samples import TrainingSamples
 from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
 from recbole_tokenrec.generative.templates import STYLES
 from recbole_tokenrec.generative.trie import Trie
-from recbole_tokenrec.generative.words import PromptBatch, WordEncoder
+from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, WordEncoder
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 
@@ -113,6 +113,13 @@ class GenerativeRecommender(GeneralRecommender):
         self.item_names = index.names
         self.user_names = [f"user_{user}" for user in range(self.n_users)]
         self.backbone, self.tokenizer, self.backbone_origin = backbone.model, backbone.tokenizer, backbone.origin
+
+    def whole_word_table(self) -> torch.nn.Embedding:
+        """Vectors of the marks, for models that add them to the tokens'; small beside those at first, as P5's are."""
+        words = self.backbone.get_input_embeddings().weight
+        table = torch.nn.Embedding(MAX_MARK + 1, words.shape[1])
+        torch.nn.init.normal_(table.weight, std=0.1 * float(words.detach().std()))
+        return table
 
     # ---- what a model adds ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ needs; the learning rate falls linearly, not by cosine.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ YES_OR_NO = "{user} has taken {items} . Will {user} like {target} ? yes or no"
 TEXT, SOFT = "text", "soft"  # the two stages
 _RULES: dict[str, Rule] = {
     "yes_no_weight": number(0),
+    "yes_no_share": Rule(float, lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "text_epochs": whole(0),
     "lora_rank": whole(0),
     "tune_backbone": flag(),
@@ -68,7 +70,8 @@ class CoLLM(GenerativeRecommender):
         texts = [ENTITY_WORDS, NEXT_ITEM.format(**blank), YES_OR_NO.format(**blank)]
         super().__init__(config, dataset, texts, _RULES)
         self.config = config
-        self.yes_no_weight, self.tune_backbone = config["yes_no_weight"], config["tune_backbone"]
+        self.yes_no_weight, self.yes_no_share = config["yes_no_weight"], config["yes_no_share"]
+        self.tune_backbone = config["tune_backbone"]
         dim, width = config["cf_embedding_size"], self.backbone.config.d_model
         self.register_buffer("vectors", torch.zeros(self.n_users + self.n_items, dim))
         self.projection = nn.Sequential(nn.Linear(dim, 10 * dim), nn.ReLU(), nn.Linear(10 * dim, width))
@@ -156,7 +159,7 @@ class CoLLM(GenerativeRecommender):
     def calculate_loss(self, interaction) -> torch.Tensor:
         """Cross-entropy of the next items' IDs, and of yes for the next item or no for one that the user never took.
 
-        Which of the two a prompt asks for is drawn.
+        Which of the two a prompt asks for is drawn; so is the part of the prompts that ask (``yes_no_share``).
         """
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if self.stage == SOFT and not self.vectors.any():
@@ -173,11 +176,12 @@ class CoLLM(GenerativeRecommender):
         loss = self.target_loss(self.collate(prompts), targets)
         if not self.yes_no_weight:
             return loss
-        likes = torch.rand(len(asked)) < 0.5
-        others = self.samples.untaken(torch.tensor([user for user, *_ in asked]), 1).squeeze(1).tolist()
+        rows = torch.randperm(len(asked))[: math.ceil(len(asked) * self.yes_no_share)].tolist()
+        likes = torch.rand(len(rows)) < 0.5
+        others = self.samples.untaken(torch.tensor([asked[row][0] for row in rows]), 1).squeeze(1).tolist()
         prompts = [
-            self.prompt(YES_OR_NO, user, history, target[0] if like else other)
-            for (user, _, history), target, other, like in zip(asked, targets, others, likes.tolist())
+            self.prompt(YES_OR_NO, asked[row][0], asked[row][2], targets[row][0] if like else other)
+            for row, other, like in zip(rows, others, likes.tolist())
         ]
         logits = self._yes_logits(prompts)  # (B,)
         answers = likes.to(logits)

@@ -21,7 +21,7 @@ from torch import nn
 from recbole_tokenrec.generative.options import Rule, flag, whole
 from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS, SEQUENTIAL, TEMPLATES
-from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill
+from recbole_tokenrec.generative.words import PromptBatch, fill
 
 TOP_N = "top_n"
 BARE = "{user} {items}"
@@ -58,7 +58,7 @@ class POD(GenerativeRecommender):
         self.prompt_length, self.num_candidates = config["prompt_length"], config["num_candidates"]
         self.constrained = config["constrained"]
         width = self.backbone.config.d_model
-        self.whole_word = nn.Embedding(MAX_MARK + 1, width)
+        self.whole_word = self.whole_word_table()
         self.task_prompts = nn.Embedding(len(TASKS) * self.prompt_length, width)
         nn.init.uniform_(self.task_prompts.weight, -0.1, 0.1)
         self.turn, self._task = 0, SEQUENTIAL

@@ -47,7 +47,12 @@ def test_batches_hold_prompts_of_like_length():
     loader = cuts(4)
     first, second = epoch(loader), epoch(loader)
     assert first[1] != second[1]
-    spread = [np.ptp(batch["item_id"].clamp_max(21).numpy()) for batch in first[0]]
-    assert np.median(spread) <= 2 and len(spread) == len(loader)
+    whole = {user: torch.tensor(n) for user, n in COUNTS.items()}
+    spread = []
+    for batch in first[0]:
+        before = batch["item_id"] - 1
+        after = torch.stack([whole[user] for user in batch["user_id"].tolist()]) - before
+        spread.append(np.ptp((before.clamp_max(20) + after.clamp_max(4)).numpy()))
+    assert np.median(spread) <= 3 and len(spread) == len(loader)
     again = cuts(4)
     assert epoch(again)[1] == first[1]
