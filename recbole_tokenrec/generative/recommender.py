@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
-from torch.nn import functional as F
 
 from recbole_tokenrec.errors import CheckpointError, DataError
 from recbole_tokenrec.generative.indexing import INDEXINGS, ItemIndex, build_index
@@ -32,6 +31,7 @@ from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score
 from recbole_tokenrec.generative.templates import STYLES
 from recbole_tokenrec.generative.trie import Trie
 from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, WordEncoder
+from recbole_tokenrec.generative.writing import log_likelihood, plant
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 
@@ -60,8 +60,7 @@ class GenerativeRecommender(GeneralRecommender):
 
     Attributes:
         item_names: (n_items,) the IDs as text.
-        targets: (n_items, L) token ids of each ID and EOS, -100 beyond.
-        trie: of all IDs.
+        trie: of all IDs, each ended by EOS; no buffer, as the names determine it.
     """
 
     input_type = InputType.PAIRWISE
@@ -83,9 +82,6 @@ class GenerativeRecommender(GeneralRecommender):
         self._build_backbone(config, texts)
         self.words = WordEncoder(self.tokenizer, [*self.user_names, *self.item_names])
         sequences = [[*self.words.tokens(name), self.words.eos_id] if name else [] for name in self.item_names]
-        width = max(map(len, sequences))
-        padded = [sequence + [-100] * (width - len(sequence)) for sequence in sequences]
-        self.targets = torch.tensor(padded, device=self.device)  # no buffer: the names determine it
         rows = self.backbone.get_input_embeddings().weight.shape[0]
         self.trie = Trie(sequences, rows, self.device)
 
@@ -144,38 +140,22 @@ class GenerativeRecommender(GeneralRecommender):
         return self.words.collate(prompts, self.device)
 
     def target_loss(self, batch: PromptBatch, targets: list[list[int]]) -> torch.Tensor:
-        """Cross-entropy of the ID tokens of each prompt's targets: mean over tokens, then over targets."""
-        width = max(map(len, targets))
-        items = torch.tensor([part + [0] * (width - len(part)) for part in targets], device=self.device)  # (B, T)
-        return -self._log_likelihood(*self.encode(batch), items, mean=True)[items > 0].mean()
+        """Cross-entropy of the ID tokens of each prompt's targets: mean over tokens, then over targets.
+
+        Of the tokens that end an ID a random part is taken, see :mod:`.writing`.
+        """
+        rows = [row for row, part in enumerate(targets) for _ in part]
+        rows = torch.tensor(rows, device=self.device)
+        items = torch.tensor([item for part in targets for item in part], device=self.device)
+        tree = plant(self.trie, rows, items, len(targets), self.end_share)
+        found = log_likelihood(self.backbone, *self.encode(batch), self.trie, tree)
+        length = (self.trie.path[items] < self.trie.n_nodes).sum(dim=1)
+        return -(found * tree.weight / length[tree.target]).sum() / len(items)
 
     def encode(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's output (B, T, width) and its mask (B, T)."""
         inputs, mask = self.embed(batch)
         return self.backbone.get_encoder()(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
-
-    def _log_likelihood(self, hidden, mask, items, mean: bool) -> torch.Tensor:
-        """(B, T) log-probability of each item's ID, a token's on average if ``mean``; 0 for the padding item.
-
-        The T targets of a prompt are written in one pass of the decoder, side by side: each sees itself alone, and
-        T5's positions are relative, so that it is as if it were the only one (a test compares the two).
-        """
-        labels = self.targets[items]
-        labels = labels[..., : int((labels >= 0).sum(dim=-1).max())]  # (B, T, L)
-        shape, (number, length) = labels.shape, labels.shape[1:]
-        start = self.backbone.config.decoder_start_token_id
-        inputs = labels.roll(1, dims=-1)
-        inputs[..., 0] = self.words.pad_id if start is None else start
-        inputs = inputs.masked_fill(inputs < 0, self.words.pad_id)
-        logits = self.backbone(
-            encoder_outputs=(hidden,),
-            attention_mask=mask,
-            decoder_input_ids=inputs.flatten(1),
-            decoder_attention_mask=side_by_side(number, length, hidden).expand(len(hidden), -1, -1, -1),
-        ).logits  # (B, T * L, vocab)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view(shape)
-        total = -losses.sum(dim=-1)
-        return total / (labels >= 0).sum(dim=-1).clamp_min(1) if mean else total
 
     def nothing(self) -> torch.Tensor:
         """Zero with a gradient, for a batch that holds no sample."""
@@ -187,11 +167,13 @@ class GenerativeRecommender(GeneralRecommender):
     def predict(self, interaction) -> torch.Tensor:
         """Log-probabilities (B,) of the items' IDs, given the users' evaluation prompts."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        scores = []
+        scores = torch.zeros(len(users), device=self.device)
         for rows in torch.arange(len(users), device=users.device).split(4 * self.eval_users):
             batch = self.collate([self.evaluation_prompt(user) for user in users[rows].tolist()])
-            scores.append(self._log_likelihood(*self.encode(batch), items[rows].unsqueeze(1), mean=False).squeeze(1))
-        return torch.cat(scores)
+            tree = plant(self.trie, torch.arange(len(rows), device=self.device), items[rows], len(rows))
+            found = log_likelihood(self.backbone, *self.encode(batch), self.trie, tree)
+            scores.index_add_(0, rows[tree.target], found)
+        return scores
 
     @torch.no_grad()
     def full_sort_predict(self, interaction) -> torch.Tensor:
@@ -211,18 +193,9 @@ class GenerativeRecommender(GeneralRecommender):
         return scores.view(-1)
 
     constrained = True  # POD may switch it off
+    end_share = 0.125  # of the IDs' ends that training writes; tests take all
 
     def _closed(self, users: list[int]) -> torch.Tensor:
         items = [torch.tensor(self.samples.latest(user, self.n_items), dtype=torch.long) for user in users]
         rows = torch.repeat_interleave(torch.arange(len(users)), torch.tensor([len(part) for part in items]))
         return self.trie.closed(rows.to(self.device), torch.cat(items).to(self.device), len(users))
-
-
-def side_by_side(number: int, length: int, like: torch.Tensor) -> torch.Tensor:
-    """(1, 1, n, n), n = number * length: the attention mask of ``number`` causal blocks, 0 where attention may go."""
-    place = torch.arange(number * length, device=like.device)
-    block = place // length
-    allowed = (block[:, None] == block) & (place[:, None] >= place)
-    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        ~allowed, torch.finfo(like.dtype).min
-    )[None, None]

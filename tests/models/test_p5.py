@@ -70,15 +70,16 @@ def test_whole_words_are_added_to_the_tokens(p5):
 
 @pytest.mark.unit
 def test_loss_is_the_mean_over_tokens_then_samples(p5):
-    _, model, *_ = p5()
+    _, model, *_ = p5("CID")  # IDs of several lengths
     model.eval()
-    items = torch.arange(1, 9)
-    model.targets[items[4:], 5:] = -100  # as if these IDs were shorter
+    model.end_share = 1.0
+    items = torch.tensor([1, 2, 3, 4, *(item for item in range(9, 49) if item in model.histories.items)][:8])
+    sequences = [[*model.words.tokens(model.item_names[item]), model.words.eos_id] for item in items.tolist()]
     batch = model.collate([model.evaluation_prompt(user) for user in range(1, 9)])
     single = []
     hidden, mask = model.encode(batch)
-    for row, item in enumerate(items.tolist()):
-        labels = model.targets[item][model.targets[item] >= 0].unsqueeze(0)
+    for row, sequence in enumerate(sequences):
+        labels = torch.tensor([sequence])
         output = BaseModelOutput(last_hidden_state=hidden[row : row + 1])
         one = model.backbone(encoder_outputs=output, attention_mask=mask[row : row + 1], labels=labels)
         single.append(one.loss)
@@ -89,15 +90,16 @@ def test_loss_is_the_mean_over_tokens_then_samples(p5):
         model.target_loss(few, targets[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5
     )
     pairs = Interaction({"user_id": torch.arange(1, 9), "item_id": items})
-    number = (model.targets[items] >= 0).sum(dim=1)
+    number = torch.tensor([len(sequence) for sequence in sequences])
     torch.testing.assert_close(model.predict(pairs), -torch.stack(single).detach() * number, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.unit
-def test_targets_side_by_side_do_not_see_each_other(p5):
+def test_targets_of_one_reading_do_not_see_each_other(p5):
     """Loss and gradients of several targets of one reading equal those of one target at a time."""
     _, model, *_ = p5("CID")  # IDs of several lengths
     model.eval()
+    model.end_share = 1.0
     prompts = [model.evaluation_prompt(user) for user in (1, 2, 3)]
     targets = [[1, 9, 30], [4], [17, 2]]
     losses = []
@@ -234,10 +236,10 @@ def test_styles_write_the_same_items_in_more_or_fewer_tokens(p5):
         _, model, *_ = p5(prompt_style=style)
         ids, marks = model.prompt("sequential", 0, 3, [5, 6])
         texts[style] = [name.replace("item_", "") for name in model.item_names]
-        lengths[style] = len(ids), int((model.targets[5] >= 0).sum())
+        lengths[style] = len(ids), len(model.words.tokens(model.item_names[5]))
         assert model.tokenizer.unk_token_id not in ids
         prefix = model.tokenizer.convert_ids_to_tokens(model.trie.prefix)  # of all IDs, 1001 … 1048
         assert prefix == (["item", "_", "1", "0"] if style == "printed" else ["10"])
     assert texts["compact"] == texts["printed"]
-    assert lengths["compact"][1] == 3 and lengths["printed"][1] == 7  # two pairs; two signs and four digits; EOS
+    assert lengths["compact"][1] == 2 and lengths["printed"][1] == 6  # two pairs; two signs and four digits
     assert lengths["printed"][0] - lengths["compact"][0] == 2 * 4 + 1 + 1  # items, the user's "_", the mark
