@@ -20,6 +20,7 @@ from recbole_tokenrec.generative.options import (
     check_keys,
     choice,
     empty_or,
+    flag,
     number,
     positive,
     share,
@@ -45,6 +46,7 @@ RULES: dict[str, Rule] = {
     "max_history": whole(1),
     "targets_per_prompt": whole(1),
     "num_beams": empty_or(whole(1)),
+    "share_prompts": flag(),
     "eval_users": whole(1),
     "learning_rate": positive(),
     "embedding_lr_ratio": positive(),
@@ -69,7 +71,7 @@ class GenerativeRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         check_keys(config, {**RULES, **rules})
         self.max_history, self.eval_users = config["max_history"], config["eval_users"]
-        self.targets_per_prompt = config["targets_per_prompt"]
+        self.targets_per_prompt, self.share_prompts = config["targets_per_prompt"], config["share_prompts"]
         self.num_beams = beams_needed(config)
         self.histories = Histories.from_dataset(dataset)
         if self.n_items < 3 or len(self.histories.items) == 0:
@@ -187,7 +189,7 @@ class GenerativeRecommender(GeneralRecommender):
             hidden, mask = self.encode(self.collate([prompts[row] for row in rows]))
             closed = self._closed([users[row] for row in rows])
             beams = beam_search(
-                self.backbone, hidden, mask, self.trie, self.num_beams, closed, constrained=self.constrained
+                self.backbone, hidden, mask, self.trie, self.num_beams, closed, self.constrained, self.share_prompts
             )
             scores[rows] = score_matrix(beams, self.n_items)
         return scores.view(-1)

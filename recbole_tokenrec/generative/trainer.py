@@ -60,7 +60,9 @@ class GenerativeTrainer(Trainer):
         its own optimiser, Adafactor, moves a parameter in proportion to its size.
         """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        tables = {module.weight for module in self.model.modules() if isinstance(module, torch.nn.Embedding)}
+        width = self.model.backbone.config.d_model  # tables of vectors, not T5's small ones of position biases
+        modules = [module for module in self.model.modules() if isinstance(module, torch.nn.Embedding)]
+        tables = {module.weight for module in modules if module.embedding_dim == width}
         ratio = self.config["embedding_lr_ratio"]
         groups = [
             {"params": [p for p in trained if p in tables], "weight_decay": self.weight_decay, "ratio": ratio},

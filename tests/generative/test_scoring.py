@@ -65,6 +65,21 @@ def test_more_beams_than_items_left(catalogue):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("constrained", [True, False])
+def test_beams_that_share_a_prompt_find_what_copies_of_it_do(catalogue, constrained):
+    model, _, sequences, trie = catalogue
+    hidden, mask = encode(catalogue, ["hello item_1 item_2", "item_45", "item_9 hello item_404 item_7"])
+    shared, copied = (
+        beam_search(model, hidden, mask, trie, 7, constrained=constrained, share_prompts=share)
+        for share in (True, False)
+    )
+    assert torch.equal(shared.items, copied.items) and bool((shared.items > 0).all()) == constrained
+    torch.testing.assert_close(shared.scores, copied.scores, rtol=1e-4, atol=1e-5)
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    assert not hooks
+
+
+@pytest.mark.unit
 def test_free_beams_keep_items_only(catalogue):
     model, _, sequences, trie = catalogue
     hidden, mask = encode(catalogue, ["hello item_1 item_2", "item_45"])
