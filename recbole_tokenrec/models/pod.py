@@ -4,13 +4,14 @@ A task is told to the model by a few free vectors, put in front of the encoder's
 training a prompt is worded in a random way, among them the bare list of IDs, so that what the sentences say is
 distilled into the vectors; at evaluation only the bare form is used, and inputs are short.
 
-Tasks alternate batch by batch: *sequential* (a stretch of the user's items -> the next one) and *top-N* (the user and
-candidate items -> the one he took). The paper's third task, explanation, needs review texts. Whole-word embeddings as
-P5's, but only users and items have one.
+Tasks alternate batch by batch: *sequential* (a stretch of the user's items -> the next ones) and *top-N* (the user
+and candidate items -> those he took, at most a quarter of them). The paper's third task, explanation, needs review
+texts. Whole-word embeddings as P5's, but only users and items have one.
 
 Differences from the authors' code: beams are held to the catalogue's IDs (``constrained: False`` is their plain beam
 search; what is no item then scores -inf, where theirs takes a random item), padding is left out of the loss, 20
-candidates instead of 100, item IDs without the leak of P5's first numbering, RecBole's early stopping on NDCG.
+candidates instead of 100 and several targets of a prompt instead of one, item IDs without the leak of P5's first
+numbering, RecBole's early stopping on NDCG.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class POD(GenerativeRecommender):
                 listing, place = self.samples.segment(user, place, self.max_history)
                 answers = self.samples.after(user, place, self.targets_per_prompt)
             else:
-                answers = self.samples.after(user, place, min(self.targets_per_prompt, self.num_candidates - 1))
+                most = max(1, self.num_candidates // 4)
+                answers = self.samples.after(user, place, min(self.targets_per_prompt, most))
                 listing = answers + untaken[: self.num_candidates - len(answers)]
                 listing = [listing[at] for at in torch.randperm(len(listing)).tolist()]
             if listing:
