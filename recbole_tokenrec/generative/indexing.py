@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.generative.clustering import cluster_codes
 from recbole_tokenrec.histories import Histories
 
@@ -58,7 +57,8 @@ def collaborative_index(
     seen, rest = appearance_order(histories, n_items, seed)
     codes = cluster_codes(histories, n_items, seen, rest, clusters, cluster_size, seed)
     names = ["" if not code else prefix + "".join(f"<CI{part}>" for part in code) for code in codes]
-    return _unique(ItemIndex(names, [f"<CI{part}>" for part in range(cluster_size)]))
+    parts = sorted({part for code in codes for part in code})
+    return _unique(ItemIndex(names, [f"<CI{part}>" for part in parts]))
 
 
 def build_index(kind: str, histories: Histories, n_items: int, config, prefix: str = "") -> ItemIndex:
@@ -71,10 +71,9 @@ def build_index(kind: str, histories: Histories, n_items: int, config, prefix: s
         return random_index(n_items, seed, prefix)
     if kind == "sid":
         return sequential_index(histories, n_items, seed, prefix)
-    clusters, size = config["cid_clusters"], config["cid_cluster_size"]
-    if clusters >= size:  # one token more than clusters is needed, for the items that training lacks
-        raise ConfigError(f"cid_clusters: {clusters!r} is not allowed; allowed: below cid_cluster_size, {size}")
-    return collaborative_index(histories, n_items, seed, clusters, size, prefix)
+    return collaborative_index(
+        histories, n_items, seed, config["cid_clusters"], config["cid_cluster_size"], prefix
+    )
 
 
 def _numbered(order: np.ndarray, n_items: int, prefix: str) -> ItemIndex:

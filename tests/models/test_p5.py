@@ -187,8 +187,8 @@ def test_cid_is_cid(p5):
     assert model.tasks == ["sequential"] and all("<CI" in name for name in model.item_names[1:])
     with pytest.raises(ConfigError, match="item_indexing"):
         p5("CID", item_indexing="sid")
-    with pytest.raises(ConfigError, match="cid_clusters"):
-        p5("CID", cid_clusters=12)
+    _, wide, *_ = p5("CID", cid_clusters=12, cid_cluster_size=3)
+    assert len(set(wide.item_names)) == wide.n_items
 
 
 @pytest.mark.recipe
