@@ -22,13 +22,18 @@ def beams_share_prompts(backbone, num_beams: int):
         kwargs["key_value_states"] = kwargs["key_value_states"][::num_beams]
         if kwargs.get("mask") is not None:
             kwargs["mask"] = kwargs["mask"][::num_beams, :, :1]  # the same for every query
-        kwargs.update({name: None for name in _CACHES if name in kwargs})  # two small products a step instead
+        for name in _CACHES:
+            if kwargs.get(name) is not None:
+                withheld[module] = kwargs[name]
+                kwargs[name] = None  # two small products a step instead
         return (hidden.reshape(prompts, -1, hidden.shape[-1]),), kwargs
 
     def after(module, args, kwargs, output):
         hidden = output[0]
-        return (hidden.reshape(len(hidden) * num_beams, -1, hidden.shape[-1]), *output[1:])
+        cache = (withheld.get(module),) if output[1] is None else output[1:2]  # older transformers return it there
+        return (hidden.reshape(len(hidden) * num_beams, -1, hidden.shape[-1]), *cache, *output[2:])
 
+    withheld = {}
     with contextlib.ExitStack() as stack:
         for block in backbone.get_decoder().block:
             attention = block.layer[1].EncDecAttention

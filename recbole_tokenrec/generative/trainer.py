@@ -40,6 +40,7 @@ class GenerativeTrainer(Trainer):
             self._begin()
             super().fit(train_data, None, verbose, False, show_progress)
         self.epochs = last
+        self.train_loss_dict.clear()  # of the stages before
         self.model.enter_last_stage()
         state = self.optimizer.state_dict() if self.start_epoch else None
         self._begin()

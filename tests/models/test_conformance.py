@@ -26,11 +26,11 @@ QUICK = {
 }  # fmt: skip
 # These score the items that their beams found, and nothing else.
 GENERATIVE = {
-    "epochs": 12, "eval_step": 6, "train_batch_size": 32, "targets_per_prompt": 2, "learning_rate": 3e-3,
-    "embedding_lr_ratio": 1, "item_indexing": "cid", "cid_clusters": 4, "cid_cluster_size": 12,
+    "epochs": 8, "eval_step": 4, "train_batch_size": 8, "targets_per_prompt": 2, "learning_rate": 3e-3,
+    "embedding_lr_ratio": 3, "item_indexing": "cid", "cid_clusters": 4, "cid_cluster_size": 12,
 }  # fmt: skip
 QUICK.update({name: GENERATIVE for name in ("P5", "CID")})
-QUICK["POD"] = {**GENERATIVE, "epochs": 20, "eval_step": 10, "num_candidates": 5}
+QUICK["POD"] = {**GENERATIVE, "epochs": 14, "eval_step": 7, "num_candidates": 5, "max_history": 4}
 QUICK["CoLLM"] = {**GENERATIVE, "text_epochs": 2, "cf_epochs": 20}
 
 

@@ -223,7 +223,7 @@ def test_checkpoint_gives_the_same_scores(toy_data, indexing):
 
 @pytest.mark.recipe
 def test_cid_learns_the_toy_data(learn_toy):
-    keys = {"epochs": 8, "eval_step": 8, "train_batch_size": 32, "learning_rate": 3e-3, "llm_dropout": 0.0}
+    keys = {"epochs": 8, "eval_step": 8, "train_batch_size": 8, "learning_rate": 3e-3, "embedding_lr_ratio": 3}
     keys["targets_per_prompt"] = 2
     result = learn_toy("CID", **MINI, **keys)
     assert result["hit@5"] > 0.9  # by popularity: about one in eight
