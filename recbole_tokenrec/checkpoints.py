@@ -269,11 +269,17 @@ def load_data_and_model(model_file):
         config["device"] = torch.device("cpu")
     recbole.init_logger(config)
     recbole.getLogger().info(config)
-    return (config, *restore(checkpoint))
+    return (config, *restore(checkpoint, model_file))
 
 
-def restore(checkpoint: dict) -> tuple:
+def restore(checkpoint: dict, path) -> tuple:
     """The model of an opened checkpoint, whose data set is read and split again as its configuration says.
+
+    Args:
+        path: where the checkpoint came from, for the error.
+
+    Raises:
+        CheckpointError: the data set has changed since.
 
     Returns:
         model, dataset, train_data, valid_data, test_data
@@ -292,7 +298,7 @@ def restore(checkpoint: dict) -> tuple:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(
-            f"{model_file}: the checkpoint does not fit the data set '{config['dataset']}' as it is now, with "
+            f"{path}: the checkpoint does not fit the data set '{config['dataset']}' as it is now, with "
             f"{dataset.user_num - 1} users and {dataset.item_num - 1} items ({str(error).splitlines()[-1].strip()})"
         ) from error
     other = checkpoint.get("other_parameter") or {}

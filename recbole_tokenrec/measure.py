@@ -1,4 +1,4 @@
-"""What a piece of work costs: wall-clock seconds and the process's peak memory while it ran."""
+"""What a piece of work costs: seconds by the wall clock and of the processor, and the process's peak memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Cost:
-    """``with Cost() as cost: …`` then ``cost.seconds`` and ``cost.peak_rss_mb``.
+    """``with Cost() as cost: …`` then ``cost.seconds``, ``cost.cpu_seconds`` and ``cost.peak_rss_mb``.
+
+    The processor's seconds are those of all threads of this process: what one thread takes if nothing disturbs it.
 
     On Linux the kernel's high-water mark is reset first, so that the peak is this block's own; elsewhere it is the
     process's so far.
     """
 
     def __enter__(self) -> Cost:
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
         with contextlib.suppress(OSError):  # not Linux, or not allowed: the whole process's peak is reported instead
             Path("/proc/self/clear_refs").write_text("5")
         return self
 
     def __exit__(self, *exception) -> None:
         self.seconds = time.perf_counter() - self._began
+        self.cpu_seconds = time.process_time() - self._cpu_began
         self.peak_rss_mb = peak_rss_mb()
 
 

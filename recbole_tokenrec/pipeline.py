@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import time
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -155,12 +156,13 @@ def run_model(config) -> Trained:
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
     resumable = None
     with Cost() as training:
+        curve = None
         if getattr(trainer, "walks_stages", False):
             trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
         else:
             data = describe_data(config, dataset, train_data)
             resumable = ResumableTraining(trainer, train_data, f"{identity}-{data['fingerprint']}")
-            _fit_quietly(trainer, train_data, valid_data, config)
+            curve = _fit_quietly(trainer, train_data, valid_data, config)
     ranks = {}
     with Cost() as evaluation:
         test, ranks["test"] = _evaluate(trainer, test_data, load_best_model=True)
@@ -181,6 +183,8 @@ def run_model(config) -> Trained:
             "train": training.seconds,
             "evaluation": evaluation.seconds,
         },
+        "cpu_seconds": {"train": training.cpu_seconds, "evaluation": evaluation.cpu_seconds},
+        "curve": curve,
         "peak_rss_mb": max(cost.peak_rss_mb for cost in (loading, building, training, evaluation)),
         "checkpoint": os.path.abspath(trainer.saved_model_file),
         "health": examine(trainer, valid_data),
@@ -199,8 +203,14 @@ def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:
     return with_ranks(trainer, data, evaluate) if isinstance(data, FullSortEvalDataLoader) else (evaluate(data), [])
 
 
-def _fit_quietly(trainer, train_data, valid_data, config) -> None:
-    """RecBole's ``fit`` with one bar over its epochs instead of two lines for each."""
+def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
+    """RecBole's ``fit`` with one bar over its epochs instead of two lines for each.
+
+    Returns:
+        The learning curve: ``{"loss": [of each epoch], "valid": [{"epoch", "cpu_seconds", "score"} of each
+        validation]}``. Seconds are the processor's since training began, validations included.
+    """
+    began, validations = time.process_time(), []
     bar = tqdm(
         total=trainer.epochs,
         initial=trainer.start_epoch,
@@ -211,11 +221,14 @@ def _fit_quietly(trainer, train_data, valid_data, config) -> None:
     )
 
     def step(epoch, score):
+        spent = time.process_time() - began
+        validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
         bar.set_postfix(valid=f"{score:.4f}", refresh=False)
         bar.update(epoch + 1 - bar.n)
 
     trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
     bar.close()
+    return {"loss": [float(loss) for loss in trainer.train_loss_dict.values()], "valid": validations}
 
 
 def start_logging(config) -> None:

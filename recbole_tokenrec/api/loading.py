@@ -99,7 +99,7 @@ def _with_data_set(path: Path, data_path):
     if data_path is not None:
         config["data_path"] = str(Path(data_path) / config["dataset"])
     check_files(config)
-    model, _, train_data, _, test_data = restore(checkpoint)
+    model, _, train_data, _, test_data = restore(checkpoint, path)
     if model.type == ModelType.SEQUENTIAL:
         return model, _sequences(test_data.dataset), test_data.dataset, config
     return model, DataSnapshot.from_dataset(train_data._dataset), test_data.dataset, config

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
 
 
@@ -59,7 +60,7 @@ class Bench(NamedTuple):
             ConfigError: a key that no model of RecBole's or ours has, or a wrong value.
         """
         keys = {**run.keys, **self.overrides, "seed": seed}
-        known = known_keys(run.model) | known_keys("TokenRec")
+        known = known_keys(run.model).union(*map(known_keys, MODELS))
         if run.preset:
             keys["preset"] = run.preset
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
@@ -72,7 +73,7 @@ def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
     """Train what is not there yet; one record for each run and seed, in order.
 
     A record holds ``label``, ``seed``, ``data`` (the data set's entry), ``rows`` (each ``{"label", "valid", "test",
-    "ranks"}``), ``seconds``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``.
+    "ranks"}``), ``seconds``, ``cpu_seconds``, ``curve``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``.
     """
     planned = [(run, seed) for run in runs for seed in (bench.seeds if run.seeded else bench.seeds[:1])]
     configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
@@ -108,7 +109,7 @@ def _train(run: Run, seed: int, config) -> dict:
         for score in ("dot", "cosine"):
             evaluate = functools.partial(trainer.evaluate_collaborative, score=score)
             rows.append(_row(f"{run.label}: own stage, {score}", trainer, splits, evaluate))
-    kept = ("seconds", "peak_rss_mb", "parameters", "config", "codes", "stages", "checkpoint")
+    kept = ("seconds", "cpu_seconds", "curve", "peak_rss_mb", "parameters", "config", "codes", "stages", "checkpoint")
     return {
         "label": run.label,
         "model": run.model,

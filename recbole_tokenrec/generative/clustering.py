@@ -40,15 +40,17 @@ def co_occurrence(histories: Histories, n_items: int) -> sp.csr_matrix:
 def cluster_codes(
     histories: Histories, n_items: int, seen: np.ndarray, rest: np.ndarray, clusters: int, size: int, seed: int
 ) -> list[tuple[int, ...]]:
-    """Codes (n_items,) of items, each a tuple of numbers below ``size``; () for items in neither part.
+    """Codes (n_items,) of items, each a tuple of numbers; () for items in neither part.
 
-    As in OpenP5, groups take their tokens from one rolling vocabulary of ``size``, level by level, and a leaf's
-    items the numbers from 0 on. The items of ``rest``, which training lacks, are a further group below the root:
-    OpenP5 numbers them by one token, which can run out; here by as many as they need.
+    As in the authors' code each group has a number of its own, from ``size`` on, and a leaf's items the numbers from
+    0 on: what follows a group then is learnt from all items on that path. (OpenP5 lets groups share ``size`` numbers
+    in turn.) The items of ``rest``, which training lacks, are a further group below the root, in as many digits as
+    they need.
 
     Args:
         seen, rest: disjoint item ids; their order is that of the items within a leaf.
-        clusters: groups of a split, below ``size``.
+        clusters: groups of a split.
+        size: most items of a leaf.
     """
     codes: list[tuple[int, ...]] = [()] * n_items
     affinity = co_occurrence(histories, n_items)
@@ -63,14 +65,14 @@ def cluster_codes(
             continue
         groups = _split(affinity[items][:, items], clusters, rng) if len(items) > size else [np.arange(len(items))]
         for members in groups:
-            waiting.append((items[members], (*path, rolled % size)))
+            waiting.append((items[members], (*path, size + rolled)))
             rolled += 1
         if not path and len(rest):
             digits = 1
             while size**digits < len(rest):
                 digits += 1
             for place, item in enumerate(rest.tolist()):
-                codes[item] = (rolled % size, *((place // size**power) % size for power in reversed(range(digits))))
+                codes[item] = (size + rolled, *((place // size**power) % size for power in reversed(range(digits))))
             rolled += 1
     return codes
 

@@ -1,9 +1,10 @@
 """Item IDs as text: random (RID), sequential (SID) and collaborative (CID) indexing.
 
-An ID is one word, ``item_1001`` or ``item_<CI3><CI17>``, that the language model reads and writes. No two items
-share one, which is asserted, and none tells anything of held-out interactions: an ID is made from the training
-histories alone. RecBole's own item numbers would tell, since they follow the whole file, where the held-out item of
-a user who is its first taker stands right after his training items.
+An ID is one word, ``1001`` or ``<CI3><CI17>`` (``item_1001`` where prompts are printed as OpenP5's, see
+:mod:`.templates`), that the language model reads and writes. No two items share one, which is asserted, and none
+tells anything of held-out interactions: an ID is made from the training histories alone. RecBole's own item numbers
+would tell, since they follow the whole file, where the held-out item of a user who is its first taker stands right
+after his training items.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.generative.clustering import cluster_codes
 from recbole_tokenrec.histories import Histories
 
@@ -39,44 +39,47 @@ def appearance_order(histories: Histories, n_items: int, seed: int) -> tuple[np.
     return seen, np.random.default_rng(seed).permutation(rest)
 
 
-def random_index(n_items: int, seed: int) -> ItemIndex:
+def random_index(n_items: int, seed: int, prefix: str = "") -> ItemIndex:
     """RID: the numbers from 1001 on, shuffled."""
     order = 1 + np.random.default_rng(seed).permutation(n_items - 1)
-    return _numbered(order, n_items)
+    return _numbered(order, n_items, prefix)
 
 
-def sequential_index(histories: Histories, n_items: int, seed: int) -> ItemIndex:
+def sequential_index(histories: Histories, n_items: int, seed: int, prefix: str = "") -> ItemIndex:
     """SID: the numbers from 1001 on in the order of :func:`appearance_order`: who is taken together is close."""
-    return _numbered(np.concatenate(appearance_order(histories, n_items, seed)), n_items)
+    return _numbered(np.concatenate(appearance_order(histories, n_items, seed)), n_items, prefix)
 
 
 def collaborative_index(
-    histories: Histories, n_items: int, seed: int, clusters: int, cluster_size: int
+    histories: Histories, n_items: int, seed: int, clusters: int, cluster_size: int, prefix: str = ""
 ) -> ItemIndex:
     """CID: the path of an item through a tree of spectral clusters, see :mod:`.clustering`."""
     seen, rest = appearance_order(histories, n_items, seed)
     codes = cluster_codes(histories, n_items, seen, rest, clusters, cluster_size, seed)
-    names = ["" if not code else "item_" + "".join(f"<CI{part}>" for part in code) for code in codes]
-    return _unique(ItemIndex(names, [f"<CI{part}>" for part in range(cluster_size)]))
+    names = ["" if not code else prefix + "".join(f"<CI{part}>" for part in code) for code in codes]
+    parts = sorted({part for code in codes for part in code})
+    return _unique(ItemIndex(names, [f"<CI{part}>" for part in parts]))
 
 
-def build_index(kind: str, histories: Histories, n_items: int, config) -> ItemIndex:
-    """The index that ``item_indexing`` names; CID reads ``cid_clusters`` and ``cid_cluster_size`` too."""
+def build_index(kind: str, histories: Histories, n_items: int, config, prefix: str = "") -> ItemIndex:
+    """The index that ``item_indexing`` names; CID reads ``cid_clusters`` and ``cid_cluster_size`` too.
+
+    ``prefix`` stands before each ID.
+    """
     seed = int(config["seed"])
     if kind == "rid":
-        return random_index(n_items, seed)
+        return random_index(n_items, seed, prefix)
     if kind == "sid":
-        return sequential_index(histories, n_items, seed)
-    clusters, size = config["cid_clusters"], config["cid_cluster_size"]
-    if clusters >= size:  # one token more than clusters is needed, for the items that training lacks
-        raise ConfigError(f"cid_clusters: {clusters!r} is not allowed; allowed: below cid_cluster_size, {size}")
-    return collaborative_index(histories, n_items, seed, clusters, size)
+        return sequential_index(histories, n_items, seed, prefix)
+    return collaborative_index(
+        histories, n_items, seed, config["cid_clusters"], config["cid_cluster_size"], prefix
+    )
 
 
-def _numbered(order: np.ndarray, n_items: int) -> ItemIndex:
+def _numbered(order: np.ndarray, n_items: int, prefix: str) -> ItemIndex:
     names = [""] * n_items
     for rank, item in enumerate(order.tolist()):
-        names[item] = f"item_{FIRST_NUMBER + rank}"
+        names[item] = f"{prefix}{FIRST_NUMBER + rank}"
     return _unique(ItemIndex(names, []))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
-from torch.nn import functional as F
 
 from recbole_tokenrec.errors import CheckpointError, DataError
 from recbole_tokenrec.generative.indexing import INDEXINGS, ItemIndex, build_index
@@ -21,6 +20,7 @@ from recbole_tokenrec.generative.options import (
     check_keys,
     choice,
     empty_or,
+    flag,
     number,
     positive,
     share,
@@ -29,8 +29,10 @@ from recbole_tokenrec.generative.options import (
 )
 from recbole_tokenrec.generative.samples import TrainingSamples
 from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
+from recbole_tokenrec.generative.templates import STYLES
 from recbole_tokenrec.generative.trie import Trie
-from recbole_tokenrec.generative.words import PromptBatch, WordEncoder
+from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, WordEncoder
+from recbole_tokenrec.generative.writing import log_likelihood, plant
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 
@@ -40,10 +42,14 @@ RULES: dict[str, Rule] = {
     "item_indexing": choice(*INDEXINGS),
     "cid_clusters": whole(2),
     "cid_cluster_size": whole(3),
+    "prompt_style": choice(*STYLES),
     "max_history": whole(1),
+    "targets_per_prompt": whole(1),
     "num_beams": empty_or(whole(1)),
+    "share_prompts": flag(),
     "eval_users": whole(1),
     "learning_rate": positive(),
+    "embedding_lr_ratio": positive(),
     "weight_decay": number(0),
     "warmup_ratio": share(),
 }
@@ -56,8 +62,7 @@ class GenerativeRecommender(GeneralRecommender):
 
     Attributes:
         item_names: (n_items,) the IDs as text.
-        targets: (n_items, L) token ids of each ID and EOS, -100 beyond.
-        trie: of all IDs.
+        trie: of all IDs, each ended by EOS; no buffer, as the names determine it.
     """
 
     input_type = InputType.PAIRWISE
@@ -66,6 +71,7 @@ class GenerativeRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         check_keys(config, {**RULES, **rules})
         self.max_history, self.eval_users = config["max_history"], config["eval_users"]
+        self.targets_per_prompt, self.share_prompts = config["targets_per_prompt"], config["share_prompts"]
         self.num_beams = beams_needed(config)
         self.histories = Histories.from_dataset(dataset)
         if self.n_items < 3 or len(self.histories.items) == 0:
@@ -74,12 +80,10 @@ class GenerativeRecommender(GeneralRecommender):
                 "interactions are too few to train on"
             )
         self.samples = TrainingSamples(self.histories, self.n_items)
+        self.style = STYLES[config["prompt_style"]]
         self._build_backbone(config, texts)
-        self.words = WordEncoder(self.tokenizer)
+        self.words = WordEncoder(self.tokenizer, [*self.user_names, *self.item_names])
         sequences = [[*self.words.tokens(name), self.words.eos_id] if name else [] for name in self.item_names]
-        width = max(map(len, sequences))
-        padded = [sequence + [-100] * (width - len(sequence)) for sequence in sequences]
-        self.targets = torch.tensor(padded, device=self.device)  # no buffer: the names determine it
         rows = self.backbone.get_input_embeddings().weight.shape[0]
         self.trie = Trie(sequences, rows, self.device)
 
@@ -93,8 +97,10 @@ class GenerativeRecommender(GeneralRecommender):
                     f"the checkpoint has IDs of {len(index.names)} items, the data set {self.n_items}"
                 )
         else:
-            backbone = load_backbone(config["llm_backbone"], texts, with_head=True, dropout=config["llm_dropout"])
-            index = build_index(config["item_indexing"], self.histories, self.n_items, config)
+            backbone = load_backbone(
+                config["llm_backbone"], texts, True, config["llm_dropout"], self.style.whole, self.style.digits
+            )
+            index = build_index(config["item_indexing"], self.histories, self.n_items, config, self.style.prefix)
         state = backbone_state(backbone)
         self.backbone_state = {**state, "item_names": index.names, "item_tokens": index.tokens}
         if index.tokens:
@@ -105,6 +111,13 @@ class GenerativeRecommender(GeneralRecommender):
         self.item_names = index.names
         self.user_names = [f"user_{user}" for user in range(self.n_users)]
         self.backbone, self.tokenizer, self.backbone_origin = backbone.model, backbone.tokenizer, backbone.origin
+
+    def whole_word_table(self) -> torch.nn.Embedding:
+        """Vectors of the marks, for models that add them to the tokens'; small beside those at first, as P5's are."""
+        words = self.backbone.get_input_embeddings().weight
+        table = torch.nn.Embedding(MAX_MARK + 1, words.shape[1])
+        torch.nn.init.normal_(table.weight, std=0.1 * float(words.detach().std()))
+        return table
 
     # ---- what a model adds ------------------------------------------------------------------------------------
 
@@ -128,23 +141,23 @@ class GenerativeRecommender(GeneralRecommender):
     def collate(self, prompts) -> PromptBatch:
         return self.words.collate(prompts, self.device)
 
-    def target_loss(self, batch: PromptBatch, items: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the items' (B,) ID tokens: mean over tokens, then over samples."""
-        return -self._log_likelihood(*self.encode(batch), items, mean=True).mean()
+    def target_loss(self, batch: PromptBatch, targets: list[list[int]]) -> torch.Tensor:
+        """Cross-entropy of the ID tokens of each prompt's targets: mean over tokens, then over targets.
+
+        Of the tokens that end an ID a random part is taken, see :mod:`.writing`.
+        """
+        rows = [row for row, part in enumerate(targets) for _ in part]
+        rows = torch.tensor(rows, device=self.device)
+        items = torch.tensor([item for part in targets for item in part], device=self.device)
+        tree = plant(self.trie, rows, items, len(targets), self.end_share)
+        found = log_likelihood(self.backbone, *self.encode(batch), self.trie, tree)
+        length = (self.trie.path[items] < self.trie.n_nodes).sum(dim=1)
+        return -(found * tree.weight / length[tree.target]).sum() / len(items)
 
     def encode(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's output (B, T, width) and its mask (B, T)."""
         inputs, mask = self.embed(batch)
         return self.backbone.get_encoder()(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
-
-    def _log_likelihood(self, hidden, mask, items, mean: bool) -> torch.Tensor:
-        """(B,) log-probability of each item's ID; a token's, on average, if ``mean``."""
-        labels = self.targets[items]
-        labels = labels[:, : int((labels >= 0).sum(dim=1).max())].contiguous()  # (B, L); transformers views it flat
-        logits = self.backbone(encoder_outputs=(hidden,), attention_mask=mask, labels=labels).logits  # (B, L, vocab)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
-        total = -losses.sum(dim=1)
-        return total / (labels >= 0).sum(dim=1) if mean else total
 
     def nothing(self) -> torch.Tensor:
         """Zero with a gradient, for a batch that holds no sample."""
@@ -156,11 +169,13 @@ class GenerativeRecommender(GeneralRecommender):
     def predict(self, interaction) -> torch.Tensor:
         """Log-probabilities (B,) of the items' IDs, given the users' evaluation prompts."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        scores = []
+        scores = torch.zeros(len(users), device=self.device)
         for rows in torch.arange(len(users), device=users.device).split(4 * self.eval_users):
             batch = self.collate([self.evaluation_prompt(user) for user in users[rows].tolist()])
-            scores.append(self._log_likelihood(*self.encode(batch), items[rows], mean=False))
-        return torch.cat(scores)
+            tree = plant(self.trie, torch.arange(len(rows), device=self.device), items[rows], len(rows))
+            found = log_likelihood(self.backbone, *self.encode(batch), self.trie, tree)
+            scores.index_add_(0, rows[tree.target], found)
+        return scores
 
     @torch.no_grad()
     def full_sort_predict(self, interaction) -> torch.Tensor:
@@ -174,12 +189,13 @@ class GenerativeRecommender(GeneralRecommender):
             hidden, mask = self.encode(self.collate([prompts[row] for row in rows]))
             closed = self._closed([users[row] for row in rows])
             beams = beam_search(
-                self.backbone, hidden, mask, self.trie, self.num_beams, closed, constrained=self.constrained
+                self.backbone, hidden, mask, self.trie, self.num_beams, closed, self.constrained, self.share_prompts
             )
             scores[rows] = score_matrix(beams, self.n_items)
         return scores.view(-1)
 
     constrained = True  # POD may switch it off
+    end_share = 0.125  # of the IDs' ends that training writes; tests take all
 
     def _closed(self, users: list[int]) -> torch.Tensor:
         items = [torch.tensor(self.samples.latest(user, self.n_items), dtype=torch.long) for user in users]

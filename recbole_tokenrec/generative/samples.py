@@ -29,6 +29,10 @@ class TrainingSamples:
         """The last ``most`` items of ``user`` before ``place``, oldest first."""
         return self.items[max(self.start[user], place - most) : place]
 
+    def after(self, user: int, place: int, most: int) -> list[int]:
+        """The item at ``place`` and those that ``user`` took next, ``most`` in all."""
+        return self.items[place : min(self.start[user + 1], place + most)]
+
     def latest(self, user: int, most: int) -> list[int]:
         return self.before(user, self.start[user + 1], most)
 
@@ -38,7 +42,7 @@ class TrainingSamples:
         return kept[-most:]
 
     def segment(self, user: int, place: int, most: int) -> tuple[list[int], int]:
-        """POD's sequential sample: a random stretch of the history, at most ``most`` items, and the item after it.
+        """POD's sequential sample: a random stretch of the history, at most ``most`` items, and the place after it.
 
         The stretch ends before ``place``; for the first item of a history, which nothing precedes, at a random
         place. An empty stretch means that the user has one item only.
@@ -47,10 +51,10 @@ class TrainingSamples:
         if place == first:
             room = self.start[user + 1] - first - 1
             if room < 1:
-                return [], self.items[place]
+                return [], place
             place = first + 1 + int(torch.randint(room, (1,)))
         length = 1 + int(torch.randint(min(most, place - first), (1,)))
-        return self.items[place - length : place], self.items[place]
+        return self.items[place - length : place], place
 
     def untaken(self, users: torch.Tensor, number: int) -> torch.Tensor:
         """(B, number) random items that the users (B,) have not taken in training; they may repeat."""

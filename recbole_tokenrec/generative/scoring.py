@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
 
+from recbole_tokenrec.generative.sharing import beams_share_prompts
 from recbole_tokenrec.generative.trie import Trie, TrieProcessor
 
 
@@ -27,7 +29,14 @@ def beams_needed(config) -> int:
 
 @torch.no_grad()
 def beam_search(
-    backbone, hidden, attention_mask, trie: Trie, num_beams: int, closed=None, constrained: bool = True
+    backbone,
+    hidden,
+    attention_mask,
+    trie: Trie,
+    num_beams: int,
+    closed=None,
+    constrained: bool = True,
+    share_prompts: bool = True,
 ) -> Beams:
     """transformers' beam search for B users; scores are sums of log-probabilities, not divided by the length.
 
@@ -37,6 +46,7 @@ def beam_search(
         attention_mask: (B, T).
         closed: (B, n_nodes + 1), nodes that a user may not enter, see :meth:`Trie.closed`.
         constrained: only IDs of items are generated; if not, what is no ID comes to nothing.
+        share_prompts: see :mod:`.sharing`; if not, each beam has its own copy of the prompt, as transformers does it.
     """
     from transformers import LogitsProcessorList
     from transformers.modeling_outputs import BaseModelOutput
@@ -47,21 +57,22 @@ def beam_search(
     if constrained:
         known += trie.prefix  # words all IDs begin with need no step of their own
         processors.append(TrieProcessor(trie, num_beams, closed))
-    output = backbone.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        attention_mask=attention_mask,
-        decoder_input_ids=torch.tensor(known, device=hidden.device).expand(len(hidden), -1),
-        logits_processor=processors,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        max_length=trie.depth + 1,
-        min_length=0,
-        length_penalty=0.0,
-        early_stopping=False,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_scores=True,  # without it sequences_scores stays away
-    )
+    with beams_share_prompts(backbone, num_beams) if share_prompts else contextlib.nullcontext():
+        output = backbone.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=attention_mask,
+            decoder_input_ids=torch.tensor(known, device=hidden.device).expand(len(hidden), -1),
+            logits_processor=processors,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            max_length=trie.depth + 1,
+            min_length=0,
+            length_penalty=0.0,
+            early_stopping=False,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,  # without it sequences_scores stays away
+        )
     sequences, scores = output.sequences, output.sequences_scores  # (B * beams, t), (B * beams,)
     items = trie.item[trie.walk(sequences[:, 1:], stay=True)]  # padding follows an ID
     lost = (items == 0) | (scores < -1e8)

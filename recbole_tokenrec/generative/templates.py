@@ -1,7 +1,16 @@
 """P5's prompt templates for the two tasks of ID-only data, ten seen in training and an eleventh unseen; our wording.
 
 Every slot and every mark stands between blanks, see :mod:`.words`. The text to be generated is the item's ID.
+
+``prompt_style`` says how items are written. *printed* is OpenP5's text, ``item_1001 , item_1042``; a from-scratch
+tokenizer reads it sign by sign. *compact* is the first P5's, ``1001 1042``, with numbers in pairs of digits: less than
+half as many tokens that say the same.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 SEQUENTIAL, STRAIGHTFORWARD = "sequential", "straightforward"
 
@@ -35,8 +44,27 @@ TEMPLATES = {
 }
 NUM_SEEN = 10
 
-# What entities are written with, and the mark between the items of a list.
-ENTITY_WORDS = "user_ item_ , 0 1 2 3 4 5 6 7 8 9"
+COMPACT, PRINTED = "compact", "printed"
+
+
+class Style(NamedTuple):
+    """How entities are written: what stands before an item's ID and between the items of a list, and how a from-scratch
+    tokenizer cuts a word (``whole`` and ``digits`` of :func:`.backbone.word_level_tokenizer`)."""
+
+    prefix: str
+    mark: str
+    whole: tuple[str, ...]
+    digits: int
+
+    def listed(self, names: Sequence[str]) -> list[str]:
+        """The words of a list of items."""
+        return [part for name in names for part in (self.mark, name)][1:] if self.mark else list(names)
+
+
+STYLES = {COMPACT: Style("", "", ("user_",), 2), PRINTED: Style("item_", ",", (), 1)}
+
+# What entities are written with, for a from-scratch tokenizer.
+ENTITY_WORDS = " ".join(["user_ item_ ,", *map(str, range(10)), *(f"{n:02}" for n in range(100))])
 
 
 def all_texts() -> list[str]:

@@ -22,6 +22,8 @@ class Trie:
         item: (n_nodes + 1,) the item that ends at a node, or 0.
         size: (n_nodes + 1,) number of items at and below a node.
         path: (n_items, depth) the nodes from the first token of an item to its last; ``n_nodes`` beyond its end.
+        parent, token, level: (n_nodes + 1,) a node's parent, the token that leads to it, and its distance from the
+            root; the root is its own parent, ``n_nodes`` too, and their tokens and levels are 0.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], vocab_size: int, device="cpu"):
@@ -50,6 +52,14 @@ class Trie:
         self.path = torch.tensor(padded, device=device)
         self.size = torch.bincount(self.path.flatten(), minlength=self.n_nodes + 1)
         self.size[0], self.size[self.n_nodes] = len(ends), 0
+        self.parent = torch.zeros(self.n_nodes + 1, dtype=torch.long, device=device)
+        self.token = torch.zeros_like(self.parent)
+        self.parent[self.children], self.token[self.children] = self.keys // vocab_size, self.keys % vocab_size
+        self.parent[self.n_nodes] = self.n_nodes
+        self.level = torch.zeros_like(self.parent)
+        for step, nodes in enumerate(self.path.unbind(dim=1), start=1):
+            self.level[nodes] = step
+        self.level[self.n_nodes] = 0
         self.prefix = self._common_prefix()
 
     def _common_prefix(self) -> list[int]:

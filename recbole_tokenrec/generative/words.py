@@ -29,10 +29,11 @@ class PromptBatch(NamedTuple):
 
 
 class WordEncoder:
-    """Words -> tokens, for one tokenizer."""
+    """Words -> tokens, for one tokenizer. ``entities`` are the words that name a user or an item."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, entities: Iterable[str] = ()):
         self.tokenizer = tokenizer
+        self.names = frozenset(entities)
         self.eos_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         self._known: dict[str, list[int]] = {}
 
@@ -58,7 +59,7 @@ class WordEncoder:
         for word in words:
             tokens = self.tokens(word)
             mark = 0
-            if word.startswith(("user_", "item_")):
+            if word in self.names:
                 count += 1
                 mark = min(count, MAX_MARK)
             ids += tokens
@@ -83,8 +84,3 @@ def fill(template: str, **slots: Sequence[str] | str) -> list[str]:
         slot = slots[word[1:-1]] if word.startswith("{") else word
         words += [slot] if isinstance(slot, str) else slot
     return words
-
-
-def listed(words: Sequence[str]) -> list[str]:
-    """``a , b , c``"""
-    return [part for word in words for part in (",", word)][1:]

@@ -47,7 +47,14 @@ def scratch_presets() -> list[str]:
     return sorted(path.stem for path in (properties_dir() / "backbone").glob("*.json"))
 
 
-def load_backbone(name: str, texts: list[str], with_head: bool = False, dropout: float | None = None) -> Backbone:
+def load_backbone(
+    name: str,
+    texts: list[str],
+    with_head: bool = False,
+    dropout: float | None = None,
+    whole: tuple[str, ...] = (),
+    digits: int = 1,
+) -> Backbone:
     """Build the backbone called ``name``.
 
     Args:
@@ -55,6 +62,7 @@ def load_backbone(name: str, texts: list[str], with_head: bool = False, dropout:
         texts: every text that will be tokenized; a from-scratch tokenizer learns its words from them.
         with_head: with the language-model head, for models that generate text.
         dropout: overrides the configuration's ``dropout_rate`` if given.
+        whole, digits: how a from-scratch tokenizer cuts words, see :func:`word_level_tokenizer`.
 
     Raises:
         BackboneError: no such preset, folder without weights, wrong architecture, or no network.
@@ -63,7 +71,7 @@ def load_backbone(name: str, texts: list[str], with_head: bool = False, dropout:
         return _from_pretrained(name, "folder", with_head, dropout)
     if name in scratch_presets():
         settings = json.loads((properties_dir() / "backbone" / f"{name}.json").read_text())
-        tokenizer = word_level_tokenizer(texts)
+        tokenizer = word_level_tokenizer(texts, whole, digits)
         return from_config(settings, tokenizer, {"source": "scratch", "name": name}, with_head, dropout)
     if "/" not in name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BackboneError(
@@ -112,20 +120,20 @@ def rebuild_backbone(state: dict, with_head: bool = False) -> Backbone:
     return from_config(state["config"], tokenizer, state["origin"], with_head)
 
 
-def word_level_tokenizer(texts: list[str]):
-    """A Hugging Face tokenizer whose vocabulary is the words, single digits and punctuation marks of ``texts``.
+def word_level_tokenizer(texts: list[str], whole: tuple[str, ...] = (), digits: int = 1):
+    """A Hugging Face tokenizer whose vocabulary is the words, numbers and punctuation marks of ``texts``.
+
+    Numbers are cut from the left into pieces of ``digits`` digits: by 2, ``1042`` is two tokens, much as T5's own
+    tokenizer has it. What ``whole`` lists is one token where it stands, e.g. ``user_`` in ``user_7``.
 
     Vocabulary order depends on the texts alone: ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, then first appearance.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    pieces = Regex("|".join([*map(re.escape, whole), r"[^\p{L}\p{N}]", rf"\p{{N}}{{1,{digits}}}"]))
     splitter = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}]"), "isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(pieces, "isolated")]
     )
     vocabulary = {PAD: 0, EOS: 1, UNK: 2}
     for text in texts:

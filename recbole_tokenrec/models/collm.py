@@ -15,6 +15,7 @@ needs; the learning rate falls linearly, not by cosine.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ YES_OR_NO = "{user} has taken {items} . Will {user} like {target} ? yes or no"
 TEXT, SOFT = "text", "soft"  # the two stages
 _RULES: dict[str, Rule] = {
     "yes_no_weight": number(0),
+    "yes_no_share": Rule(float, lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "text_epochs": whole(0),
     "lora_rank": whole(0),
     "tune_backbone": flag(),
@@ -68,7 +70,8 @@ class CoLLM(GenerativeRecommender):
         texts = [ENTITY_WORDS, NEXT_ITEM.format(**blank), YES_OR_NO.format(**blank)]
         super().__init__(config, dataset, texts, _RULES)
         self.config = config
-        self.yes_no_weight, self.tune_backbone = config["yes_no_weight"], config["tune_backbone"]
+        self.yes_no_weight, self.yes_no_share = config["yes_no_weight"], config["yes_no_share"]
+        self.tune_backbone = config["tune_backbone"]
         dim, width = config["cf_embedding_size"], self.backbone.config.d_model
         self.register_buffer("vectors", torch.zeros(self.n_users + self.n_items, dim))
         self.projection = nn.Sequential(nn.Linear(dim, 10 * dim), nn.ReLU(), nn.Linear(10 * dim, width))
@@ -127,7 +130,8 @@ class CoLLM(GenerativeRecommender):
         """
         soft = {self.item_names[item]: self.n_users + item for item in (*items, target)}
         soft["user"] = user
-        slots = {"user": "user", "items": [self.item_names[item] for item in items], "target": self.item_names[target]}
+        names = [self.item_names[item] for item in items]
+        slots = {"user": "user", "items": self.style.listed(names), "target": self.item_names[target]}
         ids, marks = [], []
         for word in fill(template, **slots):
             tokens = self.words.tokens(word)
@@ -153,32 +157,35 @@ class CoLLM(GenerativeRecommender):
     # ---- losses and the yes/no score --------------------------------------------------------------------------
 
     def calculate_loss(self, interaction) -> torch.Tensor:
-        """Cross-entropy of the next item's ID, and of yes for that item and no for RecBole's sampled one."""
+        """Cross-entropy of the next items' IDs, and of yes for the next item or no for one that the user never took.
+
+        Which of the two a prompt asks for is drawn; so is the part of the prompts that ask (``yes_no_share``).
+        """
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if self.stage == SOFT and not self.vectors.any():
             raise TrainingError("CoLLM has no collaborative vectors yet: train it by its trainer, as run_recbole does")
-        rows, histories = self._histories_before(users, items)
-        if not rows:
+        asked = [
+            (user, place, self.samples.before(user, place, self.max_history))
+            for user, place in zip(users.tolist(), self.samples.places(users, items))
+        ]
+        asked = [sample for sample in asked if sample[2]]  # nothing precedes a user's first item
+        if not asked:
             return self.nothing()
-        kept = users[rows].tolist()
-        batch = self.collate([self.prompt(NEXT_ITEM, *pair) for pair in zip(kept, histories)])
-        loss = self.target_loss(batch, items[rows])
+        targets = [self.samples.after(user, place, self.targets_per_prompt) for user, place, _ in asked]
+        prompts = [self.prompt(NEXT_ITEM, user, history) for user, _, history in asked]
+        loss = self.target_loss(self.collate(prompts), targets)
         if not self.yes_no_weight:
             return loss
-        pairs = [items[rows], interaction[self.NEG_ITEM_ID][rows]]
+        rows = torch.randperm(len(asked))[: math.ceil(len(asked) * self.yes_no_share)].tolist()
+        likes = torch.rand(len(rows)) < 0.5
+        others = self.samples.untaken(torch.tensor([asked[row][0] for row in rows]), 1).squeeze(1).tolist()
         prompts = [
-            self.prompt(YES_OR_NO, *asked) for part in pairs for asked in zip(kept, histories, part.tolist())
+            self.prompt(YES_OR_NO, asked[row][0], asked[row][2], targets[row][0] if like else other)
+            for row, other, like in zip(rows, others, likes.tolist())
         ]
-        logits = self._yes_logits(prompts)  # (2 n,)
-        labels = torch.arange(2, device=logits.device).repeat_interleave(len(rows)).eq(0).float()
-        return loss + self.yes_no_weight * F.binary_cross_entropy_with_logits(logits, labels)
-
-    def _histories_before(self, users, items) -> tuple[list[int], list[list[int]]]:
-        """Rows of the batch whose item is not the user's first, and the items before it."""
-        places = self.samples.places(users, items)
-        histories = [self.samples.before(u, place, self.max_history) for u, place in zip(users.tolist(), places)]
-        rows = [row for row, history in enumerate(histories) if history]
-        return rows, [histories[row] for row in rows]
+        logits = self._yes_logits(prompts)  # (B,)
+        answers = likes.to(logits)
+        return loss + self.yes_no_weight * F.binary_cross_entropy_with_logits(logits, answers)
 
     def _yes_logits(self, prompts: list[Prompt]) -> torch.Tensor:
         """Logits (B,) of the token "yes" as the decoder's first."""
@@ -209,7 +216,7 @@ def _add_lora(backbone: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise BackboneError(
-            f"lora_rank: {rank} needs the package peft (pip install peft); allowed without it: 0"
+            f"lora_rank: {rank} needs peft (pip install \"recbole-tokenrec[lora]\"); allowed without it: 0"
         ) from error
     settings = LoraConfig(r=rank, lora_alpha=16, lora_dropout=0.05, target_modules=["q", "v"])
     inject_adapter_in_model(settings, backbone)

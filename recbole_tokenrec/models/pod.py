@@ -4,13 +4,14 @@ A task is told to the model by a few free vectors, put in front of the encoder's
 training a prompt is worded in a random way, among them the bare list of IDs, so that what the sentences say is
 distilled into the vectors; at evaluation only the bare form is used, and inputs are short.
 
-Tasks alternate batch by batch: *sequential* (a stretch of the user's items -> the next one) and *top-N* (the user and
-candidate items -> the one he took). The paper's third task, explanation, needs review texts. Whole-word embeddings as
-P5's, but only users and items have one.
+Tasks alternate batch by batch: *sequential* (a stretch of the user's items -> the next ones) and *top-N* (the user
+and candidate items -> those he took, at most a quarter of them). The paper's third task, explanation, needs review
+texts. Whole-word embeddings as P5's, but only users and items have one.
 
 Differences from the authors' code: beams are held to the catalogue's IDs (``constrained: False`` is their plain beam
 search; what is no item then scores -inf, where theirs takes a random item), padding is left out of the loss, 20
-candidates instead of 100, item IDs without the leak of P5's first numbering, RecBole's early stopping on NDCG.
+candidates instead of 100 and several targets of a prompt instead of one, item IDs without the leak of P5's first
+numbering, RecBole's early stopping on NDCG.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from recbole_tokenrec.generative.options import Rule, flag, whole
 from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS, SEQUENTIAL, TEMPLATES
-from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, fill, listed
+from recbole_tokenrec.generative.words import PromptBatch, fill
 
 TOP_N = "top_n"
 BARE = "{user} {items}"
@@ -58,7 +59,7 @@ class POD(GenerativeRecommender):
         self.prompt_length, self.num_candidates = config["prompt_length"], config["num_candidates"]
         self.constrained = config["constrained"]
         width = self.backbone.config.d_model
-        self.whole_word = nn.Embedding(MAX_MARK + 1, width)
+        self.whole_word = self.whole_word_table()
         self.task_prompts = nn.Embedding(len(TASKS) * self.prompt_length, width)
         nn.init.uniform_(self.task_prompts.weight, -0.1, 0.1)
         self.turn, self._task = 0, SEQUENTIAL
@@ -66,7 +67,7 @@ class POD(GenerativeRecommender):
     def prompt(self, task: str, wording: int, user: int, items: list[int]) -> tuple[list[int], list[int]]:
         """Token ids and whole-word ids; the bare form lists items without marks between them."""
         names = [self.item_names[item] for item in items]
-        words = listed(names) if wording else names
+        words = self.style.listed(names) if wording else names
         return self.words.entities(fill(WORDINGS[task][wording], user=self.user_names[user], items=words))
 
     def embed(self, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,21 +89,24 @@ class POD(GenerativeRecommender):
         return loss
 
     def training_prompts(self, users: torch.Tensor, items: torch.Tensor):
-        """Prompts of the current task for the pairs (B,), and the items that answer them."""
+        """Prompts of the current task for the pairs (B,), and the items that answer each."""
         task, prompts, targets = self._task, [], []
         places = self.samples.places(users, items)
         wordings = torch.randint(len(WORDINGS[task]), (len(places),)).tolist()
-        others = self.samples.untaken(users, self.num_candidates - 1)
-        for row, (user, item) in enumerate(zip(users.tolist(), items.tolist())):
+        others = self.samples.untaken(users, self.num_candidates - 1).tolist()
+        for user, place, wording, untaken in zip(users.tolist(), places, wordings, others):
             if task == SEQUENTIAL:
-                listing, item = self.samples.segment(user, places[row], self.max_history)
+                listing, place = self.samples.segment(user, place, self.max_history)
+                answers = self.samples.after(user, place, self.targets_per_prompt)
             else:
-                listing = others[row].tolist()
-                listing.insert(int(torch.randint(self.num_candidates, (1,))), item)
+                most = max(1, self.num_candidates // 4)
+                answers = self.samples.after(user, place, min(self.targets_per_prompt, most))
+                listing = answers + untaken[: self.num_candidates - len(answers)]
+                listing = [listing[at] for at in torch.randperm(len(listing)).tolist()]
             if listing:
-                prompts.append(self.prompt(task, wordings[row], user, listing))
-                targets.append(item)
-        return prompts, torch.tensor(targets, dtype=torch.long, device=self.device)
+                prompts.append(self.prompt(task, wording, user, listing))
+                targets.append(answers)
+        return prompts, targets
 
     def evaluation_prompt(self, user: int) -> tuple[list[int], list[int]]:
         return self.prompt(SEQUENTIAL, 0, user, self.samples.latest(user, self.max_history))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 
@@ -119,11 +120,29 @@ def test_efficiency_times_the_same_users_with_every_model(experiment):
         "efficiency", "--backbone", "t5-scratch-mini", "--users", "4", "--rounds", "1", "--k", "5", *FAST
     )
     assert code == 0
-    assert set(result["ms_per_user"]) == {"P5", "POD", "CID", "TokenRec", "TokenRec (user-ID-only)"}
+    ours = {"TokenRec", "TokenRec (user-ID-only)", "TokenRec, K = 3, 20 items", "TokenRec, K = 3 (user-ID-only)"}
+    assert set(result["acceleration"]) == ours and set(result["ms_per_user"]) == {*RIVALS, *ours}
     assert all(value > 0 for value in result["ms_per_user"].values())
     assert result["acceleration"]["TokenRec"]["P5"] == pytest.approx(
         result["ms_per_user"]["P5"] / result["ms_per_user"]["TokenRec"]
     )
+
+
+@pytest.mark.recipe
+def test_curves_read_the_trainings_of_overall(experiment, monkeypatch):
+    keys = ["--epochs=2", "--eval_step=1", "--show_progress=false"]
+    code, result, folder = experiment("curves", "--rows", "BPR;GTN", *keys)
+    assert code == 0 and list(result["rows"]) == ["BPR", "GTN"]
+    for label in result["rows"]:
+        row, curve = result["rows"][label], result["curves"][label]
+        assert len(curve["loss"]) == row["epochs"] == 2 and [point["epoch"] for point in curve["valid"]] == [1, 2]
+        assert curve["valid"][0]["cpu_seconds"] < curve["valid"][1]["cpu_seconds"] <= 60 * row["minutes"]
+        best = curve["valid"][row["best_epoch"] - 1]["score"]
+        assert best == max(point["score"] for point in curve["valid"]) == pytest.approx(row["valid"], abs=1e-5)
+        assert row["x popularity"]["test"] == pytest.approx(row["test"] / result["popularity"]["test"])
+    assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr("recbole_tokenrec.experiments.runs.run_model", None)  # overall has nothing left to train
+    assert experiment("overall", "--rows", "Pop;BPR;GTN", *keys)[1]["rows"]["BPR"]["valid"]
 
 
 @pytest.mark.recipe
@@ -145,6 +164,7 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["ablation", "--preset", "tunned"], "preset: 'tunned' is not known"),
         (["generalize", "--share", "1.5"], "--share: 1.5 is not allowed"),
         (["efficiency", "--users", "0"], "--users: 0 is not allowed"),
+        (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
         (["masking", "--mq_masking_ratio=2"], "mq_masking_ratio: 2"),
     ],

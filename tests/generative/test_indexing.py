@@ -27,7 +27,7 @@ def some_histories(n_users=60, n_items=90, per_user=6, groups=3, unseen=10, seed
 
 
 def numbers(index):
-    return np.array([0] + [int(name.split("_")[1]) for name in index.names[1:]])
+    return np.array([0] + [int(name) for name in index.names[1:]])
 
 
 @pytest.mark.unit
@@ -40,8 +40,10 @@ def test_every_item_has_an_id_of_its_own():
     ):
         assert index.names[0] == "" and len(index.names) == n_items
         assert len(set(index.names)) == n_items
-        assert all(name.startswith("item_") and " " not in name for name in index.names[1:])
+        assert all(name and " " not in name for name in index.names[1:])
     assert sorted(numbers(random_index(n_items, 3))[1:]) == list(range(1001, 1000 + n_items))
+    plain, prefixed = random_index(n_items, 3).names[1:], random_index(n_items, 3, "item_").names[1:]
+    assert prefixed == ["item_" + name for name in plain]
     assert random_index(n_items, 3) == random_index(n_items, 3) != random_index(n_items, 4)
 
 

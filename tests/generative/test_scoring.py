@@ -4,22 +4,6 @@ import pytest
 import torch
 
 from recbole_tokenrec.generative.scoring import Beams, beam_search, beams_needed, score_matrix
-from recbole_tokenrec.generative.trie import Trie
-from recbole_tokenrec.generative.words import WordEncoder
-from recbole_tokenrec.llm.backbone import load_backbone
-
-
-@pytest.fixture(scope="module")
-def catalogue():
-    """Backbone with random weights, trie and ID tokens of 25 items whose IDs have three lengths."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    backbone = load_backbone("t5-scratch-mini", ["item_ 0 1 2 3 4 5 6 7 8 9 hello"], with_head=True)
-    words = WordEncoder(backbone.tokenizer)
-    names = ["", *(f"item_{n}" for n in [*range(1, 10), *range(40, 50), *range(400, 406)])]
-    sequences = [[*words.tokens(name), words.eos_id] if name else [] for name in names]
-    trie = Trie(sequences, backbone.model.get_input_embeddings().weight.shape[0])
-    return backbone.model.eval(), words, sequences, trie
 
 
 def encode(catalogue, texts):
@@ -78,6 +62,21 @@ def test_more_beams_than_items_left(catalogue):
     closed = trie.closed(torch.zeros_like(taken), taken, 1)
     scores = score_matrix(beam_search(model, hidden, mask, trie, 8, closed), len(sequences))
     assert scores[0].isfinite().nonzero().flatten().tolist() == [len(sequences) - 2, len(sequences) - 1]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("constrained", [True, False])
+def test_beams_that_share_a_prompt_find_what_copies_of_it_do(catalogue, constrained):
+    model, _, sequences, trie = catalogue
+    hidden, mask = encode(catalogue, ["hello item_1 item_2", "item_45", "item_9 hello item_404 item_7"])
+    shared, copied = (
+        beam_search(model, hidden, mask, trie, 7, constrained=constrained, share_prompts=share)
+        for share in (True, False)
+    )
+    assert torch.equal(shared.items, copied.items) and bool((shared.items > 0).all()) == constrained
+    torch.testing.assert_close(shared.scores, copied.scores, rtol=1e-4, atol=1e-5)
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    assert not hooks
 
 
 @pytest.mark.unit

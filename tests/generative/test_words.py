@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recbole_tokenrec.generative.templates import NUM_SEEN, TEMPLATES, all_texts
-from recbole_tokenrec.generative.words import MAX_MARK, WordEncoder, fill, listed
+from recbole_tokenrec.generative.templates import NUM_SEEN, STYLES, TEMPLATES, all_texts
+from recbole_tokenrec.generative.words import MAX_MARK, WordEncoder, fill
 from recbole_tokenrec.llm.backbone import word_level_tokenizer
 
 
@@ -26,12 +26,14 @@ def unigram_tokenizer():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("make", [lambda: word_level_tokenizer(all_texts()), unigram_tokenizer])
-def test_words_equal_the_whole_text(make):
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("make", [lambda: word_level_tokenizer(all_texts(), ("user_",), 2), unigram_tokenizer])
+def test_words_equal_the_whole_text(make, style):
+    names = {"compact": ["1001", "1042"], "printed": ["item_1001", "item_1042"]}
     encoder = WordEncoder(make())
     for texts in TEMPLATES.values():
         for template in texts:
-            words = fill(template, user="user_27", items=listed(["item_1001", "item_1042"]))
+            words = fill(template, user="user_27", items=STYLES[style].listed(names[style]))
             ids, marks = encoder.whole_words(words)
             assert ids == encoder.tokenizer(" ".join(words))["input_ids"]
             assert encoder.tokenizer.unk_token_id not in ids
@@ -42,16 +44,17 @@ def test_words_equal_the_whole_text(make):
 
 @pytest.mark.unit
 def test_pod_marks_entities_only():
-    encoder = WordEncoder(word_level_tokenizer(all_texts()))
+    names = ["user_27", "item_1001", "item_1042"]
+    encoder = WordEncoder(word_level_tokenizer(all_texts(), ("user_",), 2), names)
     ids, marks = encoder.entities(["user_27", "has", "taken", "item_1001", ",", "item_1042"])
     of = [marks[i] for i, token in enumerate(ids) if token != encoder.eos_id]
-    lengths = [len(encoder.tokens(word)) for word in ("user_27", "item_1001", "item_1042")]
+    lengths = [len(encoder.tokens(word)) for word in names]
     assert of == [1] * lengths[0] + [0, 0] + [2] * lengths[1] + [0] + [3] * lengths[2]
 
 
 @pytest.mark.unit
 def test_long_prompts_share_the_last_mark_and_batches_are_padded():
-    encoder = WordEncoder(word_level_tokenizer(all_texts()))
+    encoder = WordEncoder(word_level_tokenizer(all_texts(), ("user_",), 2))
     assert max(encoder.whole_words(["next"] * 700)[1]) == MAX_MARK
     batch = encoder.collate([encoder.whole_words(["next"]), encoder.whole_words(["next"] * 4)])
     assert batch.input_ids.shape == batch.marks.shape == batch.attention_mask.shape == (2, 5)

@@ -47,9 +47,12 @@ def test_scratch_preset_uses_sdpa_and_its_words():
     assert backbone.tokenizer.unk_token_id not in ids and ids[-1] == backbone.tokenizer.eos_token_id
 
 
-def test_word_level_tokenizer_splits_digits_and_marks():
-    tokenizer = word_level_tokenizer(["item_ 0123456789, x"])
-    assert tokenizer.tokenize("item_42,x") == ["item", "_", "4", "2", ",", "x"]
+def test_word_level_tokenizer_splits_numbers_and_marks():
+    texts = ["item_ 0 1 2 3 4 5 6 7 8 9 42 10, x"]
+    assert word_level_tokenizer(texts).tokenize("item_42,x") == ["item", "_", "4", "2", ",", "x"]
+    tokenizer = word_level_tokenizer(texts, whole=("item_",), digits=2)
+    assert tokenizer.tokenize("item_1042 item_107") == ["item_", "10", "42", "item_", "10", "7"]
+    assert tokenizer.tokenize("xitem_ 42_1") == ["x", "item_", "42", "<unk>", "1"]
 
 
 def test_state_rebuilds_the_same_backbone_without_its_source(tiny_t5):

@@ -108,6 +108,7 @@ def test_loss_needs_vectors_and_weighs_the_question(collm):
     losses = []
     for weight in (0, 0.5, 1.0):
         model.yes_no_weight = weight
+        torch.manual_seed(0)  # who is asked about which item
         losses.append(float(model.calculate_loss(batch)))
     assert losses[1] - losses[0] == pytest.approx((losses[2] - losses[0]) / 2, rel=1e-3) and losses[1] > losses[0]
 
@@ -124,6 +125,31 @@ def test_lora_needs_peft_or_trains_adapters_alone(collm):
     assert model.tuned_in_text and len(model.tuned_in_text) == len(tuned)
 
 
+@pytest.mark.recipe
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
+def test_lora_moves_nothing_but_adapters_and_comes_back_from_its_checkpoint(toy_data):
+    keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=1, text_epochs=2, eval_step=1)
+    keys.update(topk=[5, 20])
+    states, fit = [], GenerativeTrainer.fit
+
+    def watched(self, *args, **kwargs):
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return fit(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenerativeTrainer, "fit", watched)
+        result = run_recbole(model="CoLLM", dataset="toy", config_dict={**keys, "lora_rank": 4})
+    (file,) = glob.glob("saved/*.pth")
+    config, model, _, train, _, test = load_data_and_model(file)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, states[0][name])}
+    assert any("lora" in name for name in moved)
+    assert all("lora" in name or name.startswith(("projection", "vectors")) for name in moved)
+    trainer = GenerativeTrainer(config, model)
+    trainer.eval_collector.data_collect(train)
+    assert dict(trainer.evaluate(test, load_best_model=False)) == dict(result["test_result"])
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "key, value",
@@ -137,8 +163,9 @@ def test_wrong_keys_are_named(collm, key, value):
 @pytest.mark.recipe
 def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
-    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=6, text_epochs=6, eval_step=6, topk=[5, 20])
-    keys.update(item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0, cf_epochs=20)
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=12, text_epochs=12, eval_step=12)
+    keys.update(topk=[5, 20], item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0)
+    keys.update(targets_per_prompt=2, cf_epochs=20)
     result = run_recbole(
         model="CoLLM", dataset="toy", config_dict={**keys, "tune_backbone": True, "yes_no_weight": 0}
     )
@@ -148,6 +175,6 @@ def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     assert first.vectors.any() and first.stage == "soft"
     resumed = GenerativeTrainer(load_data_and_model(file)[0], first)
     resumed.resume_checkpoint(file)
-    assert resumed.start_epoch == 6
+    assert resumed.start_epoch == 12
     users = Interaction({"user_id": torch.arange(1, 49)})
     torch.testing.assert_close(first.full_sort_predict(users), second.full_sort_predict(users))

@@ -20,9 +20,10 @@ def p5(build):
 
 
 @pytest.mark.unit
-def test_prompts_hold_training_items_before_the_target(p5):
-    """Every sample of an epoch: no held-out pair, no item at or after the target."""
-    _, model, train, valid, test = p5(train_batch_size=512)
+@pytest.mark.parametrize("number", [1, 3])
+def test_prompts_hold_training_items_before_the_targets(p5, number):
+    """Every sample of an epoch: no held-out pair, no item at or after its first target."""
+    _, model, train, valid, test = p5(train_batch_size=512, targets_per_prompt=number)
     held_out = {
         (int(user), int(item))
         for loader in (valid, test)
@@ -39,18 +40,19 @@ def test_prompts_hold_training_items_before_the_target(p5):
     for batch in train:
         prompts, targets = model.training_prompts("sequential", batch["user_id"], batch["item_id"])
         assert len(seen) == len(prompts) == len(targets)
-        for words, target in zip(seen, targets.tolist()):
+        for words, answers in zip(seen, targets):
             user = next(int(word[5:]) for word in words if word.startswith("user_"))
-            items = [item_of[word] for word in words if word.startswith("item_")]
-            assert items and (user, target) in time
-            assert all(time[user, item] < time[user, target] for item in items)
-            assert not {(user, item) for item in [*items, target]} & held_out
+            items = [item_of[word] for word in words if word in item_of]
+            stamps = [time[user, answer] for answer in answers]  # KeyError: not a training pair
+            assert items and stamps == sorted(stamps) and len(stamps) <= number
+            assert all(time[user, item] < stamps[0] for item in items)
+            assert not {(user, item) for item in [*items, *answers]} & held_out
             made += 1
         seen.clear()
     counts = model.histories.counts()
     assert made == int(counts.sum() - (counts > 0).sum())  # each but the users' first items
     model.evaluation_prompt(1)
-    items = {item_of[word] for word in seen[0] if word.startswith("item_")}
+    items = {item_of[word] for word in seen[0] if word in item_of}
     assert items == set(model.samples.latest(1, 20)) and not {(1, item) for item in items} & held_out
 
 
@@ -68,24 +70,49 @@ def test_whole_words_are_added_to_the_tokens(p5):
 
 @pytest.mark.unit
 def test_loss_is_the_mean_over_tokens_then_samples(p5):
-    _, model, *_ = p5()
+    _, model, *_ = p5("CID")  # IDs of several lengths
     model.eval()
-    items = torch.arange(1, 9)
-    model.targets[items[4:], 5:] = -100  # as if these IDs were shorter
+    model.end_share = 1.0
+    items = torch.tensor([1, 2, 3, 4, *(item for item in range(9, 49) if item in model.histories.items)][:8])
+    sequences = [[*model.words.tokens(model.item_names[item]), model.words.eos_id] for item in items.tolist()]
     batch = model.collate([model.evaluation_prompt(user) for user in range(1, 9)])
     single = []
     hidden, mask = model.encode(batch)
-    for row, item in enumerate(items.tolist()):
-        labels = model.targets[item][model.targets[item] >= 0].unsqueeze(0)
+    for row, sequence in enumerate(sequences):
+        labels = torch.tensor([sequence])
         output = BaseModelOutput(last_hidden_state=hidden[row : row + 1])
         one = model.backbone(encoder_outputs=output, attention_mask=mask[row : row + 1], labels=labels)
         single.append(one.loss)
-    torch.testing.assert_close(model.target_loss(batch, items), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
+    targets = [[item] for item in items.tolist()]
+    torch.testing.assert_close(model.target_loss(batch, targets), torch.stack(single).mean(), rtol=1e-4, atol=1e-5)
     few = model.collate([model.evaluation_prompt(user) for user in range(5, 9)])  # none of the longest IDs
-    torch.testing.assert_close(model.target_loss(few, items[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.target_loss(few, targets[4:]), torch.stack(single[4:]).mean(), rtol=1e-4, atol=1e-5
+    )
     pairs = Interaction({"user_id": torch.arange(1, 9), "item_id": items})
-    number = (model.targets[items] >= 0).sum(dim=1)
+    number = torch.tensor([len(sequence) for sequence in sequences])
     torch.testing.assert_close(model.predict(pairs), -torch.stack(single).detach() * number, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.unit
+def test_targets_of_one_reading_do_not_see_each_other(p5):
+    """Loss and gradients of several targets of one reading equal those of one target at a time."""
+    _, model, *_ = p5("CID")  # IDs of several lengths
+    model.eval()
+    model.end_share = 1.0
+    prompts = [model.evaluation_prompt(user) for user in (1, 2, 3)]
+    targets = [[1, 9, 30], [4], [17, 2]]
+    losses = []
+    for batch, answers in (
+        (prompts, targets),
+        ([prompts[row] for row, part in enumerate(targets) for _ in part], [[i] for part in targets for i in part]),
+    ):
+        model.zero_grad()
+        loss = model.target_loss(model.collate(batch), answers)
+        loss.backward()
+        losses.append((loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
+    for one, other in zip(*losses):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.unit
@@ -116,16 +143,19 @@ def test_user_without_history_is_asked_straightforwardly(p5):
 
 @pytest.mark.unit
 def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
-    config, model, train, *_ = p5("CID", epochs=2, weight_decay=0.3, train_batch_size=128)
+    config, model, train, *_ = p5("CID", epochs=2, weight_decay=0.3, train_batch_size=8, embedding_lr_ratio=10)
     trainer = GenerativeTrainer(config, model)
     rates = []
-    trainer._check_nan = lambda loss: rates.append(trainer.optimizer.param_groups[0]["lr"])
+    trainer._check_nan = lambda loss: rates.append([group["lr"] for group in trainer.optimizer.param_groups])
     trainer.fit(train, None, verbose=False, saved=False)
-    assert len(rates) == 2 * len(train) and max(rates) == 1e-3
-    assert rates[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
-    decayed, spared = trainer.optimizer.param_groups
-    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
+    tables, matrices, vectors = zip(*rates)
+    assert len(rates) == 2 * len(trainer.batches) > 8 and max(matrices) == 1e-3
+    assert matrices == vectors == pytest.approx([value / 10 for value in tables])
+    assert matrices[-1] == pytest.approx(1e-3 / len(rates), rel=0.2)
+    embeddings, decayed, spared = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == embeddings["weight_decay"] == 0.3 and spared["weight_decay"] == 0
     assert all(p.dim() == 1 for p in spared["params"]) and spared["params"]
+    assert model.whole_word.weight in set(embeddings["params"])
 
 
 @pytest.mark.unit
@@ -137,6 +167,7 @@ def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
         ("tasks", ["sequential", "explain"]),
         ("tasks", "sequential"),
         ("max_history", 0),
+        ("targets_per_prompt", 0),
         ("num_beams", 0),
         ("prompts_per_sample", 1.5),
         ("prompt", "hidden"),
@@ -156,8 +187,8 @@ def test_cid_is_cid(p5):
     assert model.tasks == ["sequential"] and all("<CI" in name for name in model.item_names[1:])
     with pytest.raises(ConfigError, match="item_indexing"):
         p5("CID", item_indexing="sid")
-    with pytest.raises(ConfigError, match="cid_clusters"):
-        p5("CID", cid_clusters=12)
+    _, wide, *_ = p5("CID", cid_clusters=12, cid_cluster_size=3)
+    assert len(set(wide.item_names)) == wide.n_items
 
 
 @pytest.mark.recipe
@@ -192,6 +223,23 @@ def test_checkpoint_gives_the_same_scores(toy_data, indexing):
 
 @pytest.mark.recipe
 def test_cid_learns_the_toy_data(learn_toy):
-    keys = {"epochs": 4, "eval_step": 4, "train_batch_size": 32, "learning_rate": 3e-3, "llm_dropout": 0.0}
+    keys = {"epochs": 8, "eval_step": 8, "train_batch_size": 8, "learning_rate": 3e-3, "embedding_lr_ratio": 3}
+    keys["targets_per_prompt"] = 2
     result = learn_toy("CID", **MINI, **keys)
     assert result["hit@5"] > 0.9  # by popularity: about one in eight
+
+
+@pytest.mark.unit
+def test_styles_write_the_same_items_in_more_or_fewer_tokens(p5):
+    texts, lengths = {}, {}
+    for style in ("compact", "printed"):
+        _, model, *_ = p5(prompt_style=style)
+        ids, marks = model.prompt("sequential", 0, 3, [5, 6])
+        texts[style] = [name.replace("item_", "") for name in model.item_names]
+        lengths[style] = len(ids), len(model.words.tokens(model.item_names[5]))
+        assert model.tokenizer.unk_token_id not in ids
+        prefix = model.tokenizer.convert_ids_to_tokens(model.trie.prefix)  # of all IDs, 1001 … 1048
+        assert prefix == (["item", "_", "1", "0"] if style == "printed" else ["10"])
+    assert texts["compact"] == texts["printed"]
+    assert lengths["compact"][1] == 2 and lengths["printed"][1] == 6  # two pairs; two signs and four digits
+    assert lengths["printed"][0] - lengths["compact"][0] == 2 * 4 + 1 + 1  # items, the user's "_", the mark

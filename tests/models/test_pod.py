@@ -21,11 +21,11 @@ def pod(build):
 
 def listings(model):
     """Record the item names of every prompt that is made."""
-    made, original = [], model.words.entities
+    made, original, items = [], model.words.entities, set(model.item_names)
 
     def entities(words):
         words = list(words)
-        made.append([word for word in words if word.startswith("item_")])
+        made.append([word for word in words if word in items])
         return original(words)
 
     model.words.entities = entities
@@ -71,24 +71,26 @@ def test_vectors_stand_in_front_and_only_entities_have_whole_words(pod):
 
 @pytest.mark.unit
 def test_samples_hold_training_items_and_untaken_candidates(pod):
-    _, model, train, *_ = pod(train_batch_size=512)
+    _, model, train, *_ = pod(train_batch_size=512, targets_per_prompt=2)
     made, batch = listings(model), next(iter(train))
     item_of = {name: item for item, name in enumerate(model.item_names) if name}
     users = batch["user_id"].tolist()
     _, targets = model.training_prompts(batch["user_id"], batch["item_id"])
     assert len(made) == len(targets) == len(users)  # a user's first item stands for another of his
-    for user, names, target in zip(users, made, targets.tolist()):
+    for user, names, answers in zip(users, made, targets):
         history = model.samples.latest(user, 99)
         items = [item_of[name] for name in names]
-        at = history.index(target)
+        at = history.index(answers[0])
         assert items == history[at - len(items) : at] and items
+        assert answers == history[at : at + 2]
     made.clear()
     model._task = TOP_N
     _, targets = model.training_prompts(batch["user_id"], batch["item_id"])
-    for user, names, target in zip(users, made, targets.tolist()):
+    for user, names, answers in zip(users, made, targets):
         items = [item_of[name] for name in names]
-        assert len(items) == 5 and items.count(target) == 1
-        assert set(items) & set(model.samples.latest(user, 99)) == {target}
+        assert len(items) == 5 and len(answers) == 1
+        assert set(items) & set(model.samples.latest(user, 99)) == set(answers)
+    assert len({names.index(model.item_names[answers[0]]) for names, answers in zip(made, targets)}) == 5
 
 
 @pytest.mark.unit
@@ -119,8 +121,8 @@ def test_wrong_keys_are_named(pod, key, value):
 @pytest.mark.recipe
 def test_learns_the_toy_data_and_comes_back_from_its_checkpoint(toy_data):
     keys = {"data_path": str(toy_data), "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, **MINI}
-    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=8, eval_step=8, topk=[5, 20])
-    keys.update(item_indexing="cid", train_batch_size=32, learning_rate=3e-3, llm_dropout=0.0)
+    keys.update(use_gpu=False, show_progress=False, state="ERROR", epochs=16, eval_step=16, topk=[5, 20])
+    keys.update(item_indexing="cid", train_batch_size=32, targets_per_prompt=2, learning_rate=3e-3, llm_dropout=0.0)
     result = run_recbole(model="POD", dataset="toy", config_dict=keys)
     assert result["test_result"]["hit@5"] > 0.7  # by popularity: about one in eight
     (file,) = glob.glob("saved/*.pth")
