@@ -40,7 +40,7 @@ ROWS = [
 ]
 # TokenRec where its preset uses the order of items: the same without, as the paper's prompts are shuffled.
 _ORDER_BLIND = {
-    "prompt_order": "shuffled", "cf_recency": 0.0, "cf_target_recency": 0.0, "llm_target_ratio": [0.05, 0.3],
+    "prompt_order": "shuffled", "cf_targets": "all", "cf_recency": 0.0, "llm_target_ratio": [0.05, 0.3],
 }  # fmt: skip
 ORDER_BLIND = Run("TokenRec (order-blind)", "TokenRec", _ORDER_BLIND, stage_rows=True)
 _USE_ORDER = {"SASRec", "BERT4Rec", "EASE, recency"}  # fair rivals of a TokenRec that uses it too
@@ -62,7 +62,7 @@ def run(bench: Bench, arguments) -> Report:
 def uses_order(bench: Bench) -> bool:
     """Whether the default preset of this data set lets TokenRec see the order of items."""
     config = make_config("TokenRec", bench.dataset, bench.config_files, bench.overrides)
-    return config["prompt_order"] == "sequential" or config["cf_recency"] > 0
+    return config["prompt_order"] == "sequential" or config["cf_targets"] != "all" or config["cf_recency"] > 0
 
 
 def all_rows(bench: Bench) -> list[Run]:
