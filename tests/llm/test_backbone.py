@@ -15,7 +15,7 @@ from recbole_tokenrec.llm.backbone import (
     word_level_tokenizer,
 )
 from recbole_tokenrec.llm.llm4rec import LLM4Rec, token_directions
-from recbole_tokenrec.llm.prompts import PromptBatch, all_texts
+from recbole_tokenrec.llm.prompts import Entities, PromptBatch, all_texts
 
 pytestmark = pytest.mark.unit
 
@@ -129,3 +129,18 @@ def test_folder_without_weights_and_foreign_architecture(tmp_path):
     word_level_tokenizer(["a"]).save_pretrained(tmp_path / "bert")
     with pytest.raises(BackboneError, match="architecture 'bert' is not supported"):
         load_backbone(str(tmp_path / "bert"), all_texts())
+
+
+def test_a_pooled_entity_is_read_as_the_sum_of_its_tokens():
+    backbone = load_backbone("t5-scratch-mini", all_texts())
+    ids = add_id_tokens(backbone, [f"<u1-{i}>" for i in range(8)])
+    model = LLM4Rec(backbone, output_dim=5, hidden_size=16).eval()
+    at = torch.tensor([[False, True, False], [False, False, True]])
+    words = torch.randint(5, 20, (2, 3))
+    tokens = ids[torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])]
+    pooled = model(PromptBatch(words, torch.ones_like(words), (Entities(at, tokens),)))
+    table = backbone.model.get_input_embeddings().weight
+    with torch.no_grad():  # the same prompts with one word each whose embedding is that sum
+        table[ids[0]], table[ids[4]] = table[tokens].sum(dim=1) / 2
+    written = words.masked_scatter(at, ids[[0, 4]])
+    torch.testing.assert_close(model(PromptBatch(written, torch.ones_like(words))), pooled, rtol=1e-4, atol=1e-5)

@@ -86,3 +86,25 @@ def test_a_backbone_that_has_id_tokens_already_is_refused(backbone_and_ids):
     backbone, _, _ = backbone_and_ids
     with pytest.raises(BackboneError, match="<u1-0> already"):
         add_id_tokens(backbone, ["<u1-0>"])
+
+
+def test_pooled_prompts_give_each_entity_one_position_and_the_rest_stays(backbone_and_ids):
+    pooled, compact = (builder(backbone_and_ids, True, style) for style in ("pooled", "compact"))
+    number = torch.tensor([3, 0, 5])
+    user_codes, item_codes = torch.randint(0, L, (3, K)), torch.randint(0, L, (3, 5, K_ITEM))
+    _, users, items = backbone_and_ids
+    for template in range(pooled.num_templates):
+        short, long = (p.build(template, user_codes, item_codes, number) for p in (pooled, compact))
+        assert pooled.capacity(template) > compact.capacity(template)
+        lengths, full = short.attention_mask.sum(dim=1), long.attention_mask.sum(dim=1)
+        assert torch.equal(full - lengths, K - 1 + number * (K_ITEM - 1))
+        at_user, at_items = short.entities
+        assert at_user.at.sum(dim=1).tolist() == [1, 1, 1] and torch.equal(at_items.at.sum(dim=1), number)
+        assert torch.equal(at_user.tokens, users[torch.arange(K), user_codes])
+        listed = torch.cat([item_codes[row, :n] for row, n in enumerate(number.tolist())])
+        assert torch.equal(at_items.tokens, items[torch.arange(K_ITEM), listed])
+        words = ~(at_user.at | at_items.at) & short.attention_mask.bool()
+        spoken = ~torch.isin(long.input_ids, torch.cat([users.flatten(), items.flatten()]))
+        for row in range(3):  # the words between the entities are the same
+            left = long.input_ids[row][spoken[row] & long.attention_mask[row].bool()]
+            assert torch.equal(short.input_ids[row][words[row]], left)

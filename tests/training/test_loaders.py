@@ -1,5 +1,7 @@
 """What the LLM4Rec stage's loader shows and asks: parts of training histories that never overlap."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,16 @@ from recbole_tokenrec.training.loaders import (
     HISTORY_LENGTH,
     TARGET_ITEMS,
     TARGET_ROWS,
+    USER_CODES,
+    VECTORS,
     VISIBLE_ITEMS,
     VISIBLE_ROWS,
+    HeldOutByUser,
     PairsByUser,
     PromptsByUser,
     generator_for,
 )
+from recbole_tokenrec.training.parts import next_part, random_part
 
 pytestmark = pytest.mark.unit
 
@@ -32,9 +38,14 @@ def of_user(histories, user):
     return histories.items[histories.indptr[user] : histories.indptr[user + 1]].tolist()
 
 
+def loader_of(histories, draw=random_part, most=10, **keys):
+    parts = functools.partial(draw, histories, (0.1, 0.5))
+    return PromptsByUser(histories, 8, "user_id", parts, most, 3, **keys)
+
+
 @pytest.mark.parametrize("sequential", [False, True])
-def test_targets_and_visible_items_are_disjoint_parts_of_the_history(histories, sequential):
-    loader = PromptsByUser(histories, 8, "user_id", (0.1, 0.5), 10, 3, sequential)
+def test_prompts_list_visible_items_only_and_targets_are_others(histories, sequential):
+    loader = loader_of(histories, next_part if sequential else random_part, sequential=sequential)
     seen = []
     for batch in loader.epoch(generator_for(1, "llm", 0)):
         for row, user in enumerate(batch["user_id"].tolist()):
@@ -43,20 +54,33 @@ def test_targets_and_visible_items_are_disjoint_parts_of_the_history(histories, 
             targets = batch[TARGET_ITEMS][batch[TARGET_ROWS] == row].tolist()
             visible = batch[VISIBLE_ITEMS][batch[VISIBLE_ROWS] == row].tolist()
             listed = batch[HISTORY][row, : batch[HISTORY_LENGTH][row]].tolist()
-            assert targets and set(targets) <= set(own)
-            assert not set(targets) & set(visible)
+            assert set(targets) <= set(own) and not set(targets) & set(visible)
             assert set(listed) <= set(visible) and len(listed) == min(len(visible), 10)
-            if sequential and len(own) > 1:
+            if sequential:
                 cut = len(visible)
                 assert visible == own[:cut] and targets == own[cut : cut + len(targets)]
-                assert listed == visible[-10:]
-            if not sequential:
-                assert sorted(targets + visible) == sorted(own)
+                assert listed == visible[-10:] and bool(targets) == (len(own) > 1)
+            else:
+                assert targets and sorted(targets + visible) == sorted(own)
     assert sorted(seen) == sorted(set(histories.rows().tolist()))  # every user once
 
 
+def test_held_out_items_come_with_the_visible_ones_and_their_ages(histories):
+    loader = HeldOutByUser(histories, 8, "user_id", functools.partial(next_part, histories, (0.1, 0.5)))
+    users = []
+    for batch in loader.epoch(generator_for(1, "cf", 0)):
+        assert len(batch["user_id"]) <= 8
+        for row, user in enumerate(batch["user_id"].tolist()):
+            users.append(user)
+            own, at = of_user(histories, user), batch[VISIBLE_ROWS] == row
+            visible, targets = batch[VISIBLE_ITEMS][at].tolist(), batch[TARGET_ITEMS][batch[TARGET_ROWS] == row]
+            assert visible == own[: len(visible)] and batch[AGE][at].tolist() == list(range(len(visible)))[::-1]
+            assert targets.tolist() == own[len(visible) :][: len(targets)] and len(targets)
+    assert sorted(users) == (histories.counts() > 1).nonzero().flatten().tolist()
+
+
 def test_an_epoch_depends_on_seed_and_number_only(histories):
-    loader = PromptsByUser(histories, 8, "user_id", (0.1, 0.5), 10, 3)
+    loader = loader_of(histories)
 
     def targets(epoch):
         return torch.cat([batch[TARGET_ITEMS] for batch in loader.epoch(generator_for(1, "llm", epoch))])
@@ -69,13 +93,16 @@ def test_an_epoch_depends_on_seed_and_number_only(histories):
 def test_codes_are_made_from_what_is_visible(histories):
     masks = []
 
-    def codes_of(visible):
+    def users_of(visible):
         masks.append(visible)
-        return torch.zeros(30, 2, dtype=torch.long)
+        number = torch.bincount(histories.rows()[visible], minlength=30)
+        return number.unsqueeze(1), number.unsqueeze(1).float()
 
-    loader = PromptsByUser(histories, 8, "user_id", (0.1, 0.5), 10, 3, codes_of=codes_of)
-    targets = sum(len(batch[TARGET_ITEMS]) for batch in loader.epoch(generator_for(1, "llm", 0)))
-    assert len(masks) == 1 and int((~masks[0]).sum()) == targets
+    batches = list(loader_of(histories, most=100, users_of=users_of).epoch(generator_for(1, "llm", 0)))
+    assert len(masks) == 1 and int((~masks[0]).sum()) == sum(len(batch[TARGET_ITEMS]) for batch in batches)
+    for batch in batches:
+        assert torch.equal(batch[USER_CODES][:, 0], batch[HISTORY_LENGTH])
+        assert torch.equal(batch[VECTORS][:, 0], batch[HISTORY_LENGTH].float())
 
 
 def test_pairs_by_user_cover_every_interaction_once(histories):

@@ -1,0 +1,65 @@
+"""The parts of a history that are asked for and shown never overlap, and time runs one way."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.training.parts import mixed_part, next_part, random_part
+
+pytestmark = pytest.mark.unit
+SHARE = (0.1, 0.4)
+
+
+@pytest.fixture
+def histories():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(1, 200), rng.integers(1, 40, 199))
+    return Histories(users, rng.integers(1, 1000, len(users)), n_users=200)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("draw", [random_part, next_part, mixed_part])
+def test_every_user_of_two_items_has_a_target_and_something_visible(histories, generator, draw):
+    is_target, visible = draw(histories, SHARE, generator)
+    assert not (is_target & visible).any()
+    for mask in (is_target, visible):
+        number = torch.bincount(histories.rows()[mask], minlength=histories.n_users)
+        assert (number[histories.counts() > 1] > 0).all()
+    targets = torch.bincount(histories.rows()[is_target], minlength=histories.n_users)
+    assert (targets <= (0.4 * histories.counts() + 0.5).clamp_min(1)).all()
+
+
+def test_next_items_follow_the_visible_ones_at_once(histories, generator):
+    is_target, visible = next_part(histories, SHARE, generator)
+    for user in range(histories.n_users):
+        part = slice(int(histories.indptr[user]), int(histories.indptr[user + 1]))
+        cut = int(visible[part].sum())
+        assert visible[part][:cut].all()
+        assert is_target[part][cut : cut + int(is_target[part].sum())].all()
+
+
+def test_late_cuts_are_likelier(histories, generator):
+    count = histories.counts().float()
+    shares = torch.zeros_like(count)
+    for _ in range(20):
+        _, visible = next_part(histories, SHARE, generator)
+        shares += torch.bincount(histories.rows()[visible], minlength=200) / count / 20
+    assert 0.6 < shares[count > 10].mean() < 0.75  # the mean of a square root is 2/3
+
+
+def test_random_parts_show_all_that_is_not_asked(histories, generator):
+    is_target, visible = random_part(histories, SHARE, generator)
+    assert (is_target ^ visible).all()
+
+
+def test_mixed_parts_are_of_both_kinds(histories, generator):
+    is_target, visible = mixed_part(histories, SHARE, generator)
+    long = histories.counts() > 20
+    left_out = torch.bincount(histories.rows()[~(is_target | visible)], minlength=histories.n_users) > 0
+    whole = (long & ~left_out).sum() / long.sum()
+    assert 0.4 < whole < 0.9  # next parts leave out what comes later, random parts nothing
