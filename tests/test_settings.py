@@ -49,6 +49,8 @@ def test_presets_differ_only_where_they_must():
         ("stage_cache", "maybe", "allowed: true or false"),
         ("llm_target_ratio", [0.5], "llm_target_ratio"),
         ("llm_target_ratio", [0.5, 0.2], "llm_target_ratio"),
+        ("cf_target_ratio", ["a", 0.2], "cf_target_ratio"),
+        ("cf_targets", "nxt", "did you mean 'next'"),
     ],
 )
 def test_wrong_values(key, value, text):
@@ -62,7 +64,9 @@ def test_wrong_values(key, value, text):
         ({"cf_user_table": True}, "llm_user_tokens: 'visible' needs"),
         ({"cf_loss": "own"}, "llm_user_tokens: 'visible' needs"),
         ({"cf_model": "BPR"}, "softmax_cosine needs LightGCN"),
-        ({"cf_n_layers": 0}, "cf_n_layers: 0"),
+        ({"cf_n_layers": 0, "cf_targets": "all"}, "cf_n_layers: 0"),
+        ({"cf_n_layers": 0}, "cf_targets: 'next' needs"),
+        ({"cf_user_table": True, "llm_user_tokens": "all"}, "cf_targets: 'next' needs"),
         ({"llm_batching": "interactions"}, "needs llm_batching: users"),
     ],
 )

@@ -27,7 +27,7 @@ def variants(settings) -> dict[str, dict]:
         "mq_user_num_codebooks": 1,
         "mq_codebook_size": settings["mq_num_codebooks"] * settings["mq_codebook_size"],
     }
-    mf = {"cf_n_layers": 0, "cf_user_table": True, "llm_user_tokens": "all"}
+    mf = {"cf_n_layers": 0, "cf_user_table": True, "cf_targets": "all", "llm_user_tokens": "all"}
     if settings["cf_loss"] == "own":
         mf = {"cf_model": "BPR"}
     found = {
