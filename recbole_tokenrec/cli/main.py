@@ -15,11 +15,11 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, serve, sweep
+    from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, score, serve, sweep
 
     parser = argparse.ArgumentParser(prog="recbole-tokenrec", description="TokenRec and its baselines in RecBole.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, experiment, recommend, artefacts, serve, sweep, doctor):
+    for command in (run, experiment, recommend, score, artefacts, serve, sweep, doctor):
         command.add_parser(subparsers)
     arguments, rest = parser.parse_known_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,91 @@
+"""Scoring a file of users: complete, without duplicates, also when a worker is killed; the same as recommend."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.pipeline import run_models
+
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy_data, tmp_path_factory):
+    keys = {"data_path": str(toy_data), "epochs": 3, "show_progress": False, "state": "ERROR", "use_gpu": False,
+            "checkpoint_dir": str(tmp_path_factory.mktemp("bpr"))}  # fmt: skip
+    return run_models(["BPR"], "toy", (), keys)["models"][0]["checkpoint"]
+
+
+@pytest.mark.recipe
+def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
+    users = [f"g{n % 4}u{n % 12}" if n < 48 else f"stranger {n}" for n in range(4000)]
+    known = [f"g{g}u{u}" for g in range(4) for u in range(12)]
+    users[:48] = known
+    (tmp_path / "users.txt").write_text("\n".join(users) + "\n\n")
+    command = [
+        sys.executable, "-m", "recbole_tokenrec.cli.main", "score", "--checkpoint", str(checkpoint), "--users_file",
+        "users.txt", "--output", "out", "--k", "3", "--shard_size", "40", "--batch", "16", "--workers", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.time() + 300
+    while time.time() < deadline and not list(tmp_path.glob("out/part-*.parquet")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(_workers(process.pid)[0], signal.SIGKILL)
+    printed, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-2000:]
+    assert "4000 users in 100 parts" in printed
+    assert json.loads((tmp_path / "out" / "score.json").read_text()) == {"users": 4000, "parts": 100, "deaths": 1}
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    assert names == sorted([f"part-{n:05d}.parquet" for n in range(100)] + ["plan.json", "score.json"])
+    parts = [parquet.read_table(tmp_path / "out" / f"part-{n:05d}.parquet").to_pandas() for n in range(100)]
+    assert [user for part in parts for user in part["user_id"][::3]] == users  # complete, in order, each once
+    assert all((part["rank"] == [1, 2, 3] * (len(part) // 3)).all() for part in parts)
+    from recbole_tokenrec.api import load
+
+    alone = load(checkpoint).recommend(users=users[:40], k=3)
+    assert parts[0]["item_id"].tolist() == alone["item_id"].tolist()
+    assert parts[0]["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-6)
+
+
+def _workers(pid) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.unit
+def test_mistakes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"a\n\xe9\n")
+    (tmp_path / "users.txt").write_text("a\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text("{}")
+    base = ["score", "--checkpoint", "x.pth", "--output"]
+    for arguments, text in (
+        ([*base, "new", "--users_file", "missing.txt"], "users_file: missing.txt cannot be read"),
+        ([*base, "new", "--users_file", "empty.txt"], "users_file: empty.txt holds no ids"),
+        ([*base, "new", "--users_file", "latin.txt"], "users_file: latin.txt cannot be read"),
+        ([*base, "out", "--users_file", "users.txt"], "holds parts of another job"),
+        ([*base, "new", "--users_file", "users.txt", "--k", "0"], "--k: 0 is not allowed; allowed: int in [1, inf)"),
+        ([*base, "new", "--users_file", "users.txt", "surplus"], "'surplus' is not understood"),
+    ):
+        assert main(arguments) == 2
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
