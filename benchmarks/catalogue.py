@@ -1,8 +1,8 @@
 """Tokenizing very many entities, and the memory of LightGCN and of the tokenizer as users and items grow.
 
-``tokenize``: codes of ``--entities`` users or items from their vectors by an MQ-Tokenizer of the preset ``tuned``: a
-catalogue's worth of Eq. 4 and 5. ``memory``: one training step of LightGCNSoftmax at growing sizes, 20 interactions a
-user, each size in a process of its own; beside what was measured stands what docs/scaling.md's formula says.
+``tokenize``: codes of ``--entities`` users or items from their vectors by an MQ-Tokenizer (Eq. 4 and 5).
+``memory``: training steps of LightGCNSoftmax at growing sizes, 20 interactions a user, each size in a process of its
+own; beside what was measured stands what docs/scaling.md's formula says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recbole_tokenrec.measure import Cost, peak_rss_mb
 from recbole_tokenrec.tokenizers import MQTokenizer
 
 PER_USER, DIM, BATCH_USERS, SAMPLED = 20, 128, 256, 50_000
-BOOKS = {"items": 6, "users": 16}  # K of the preset tuned
+BOOKS = {"items": 6, "users": 16}  # K; hidden layers of 256, L = 256
 
 
 def main() -> None:
@@ -99,12 +99,14 @@ def formula(users: int, items: int, interactions: int) -> float:
     return tables + vectors + graph + histories + scores
 
 
-def configuration():
-    values = {"embedding_size": DIM, "n_layers": 1, "user_table": False, "item_offset": True, "temperature": 0.15,
-              "target_weight": 1.0, "recency": 0.0, "target_recency": 0.0, "precision": "fp32",
-              "sampled_items": SAMPLED, "device": torch.device("cpu"), "USER_ID_FIELD": "user_id",
-              "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_"}  # fmt: skip
-    return values
+def configuration() -> dict:
+    """As much of a RecBole configuration as the model reads."""
+    return {
+        "embedding_size": DIM, "n_layers": 1, "user_table": False, "item_offset": True, "temperature": 0.15,
+        "targets": "all", "target_ratio": [0.02, 0.1], "target_weight": 1.0, "recency": 0.0, "target_recency": 0.0,
+        "sampled_items": SAMPLED, "precision": "fp32", "device": torch.device("cpu"), "USER_ID_FIELD": "user_id",
+        "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_",
+    }  # fmt: skip
 
 
 def toy_dataset(users: np.ndarray, items: np.ndarray, size: int):

@@ -111,7 +111,8 @@ def markdown(name: str, folder: Path = RESULTS) -> str:
     return (
         f"{text}\n\n`{command(file, content)}`, {content['machine']['date']}, {machine}, {threads} thread(s) of "
         f"{content['machine']['cores']} cores, load average {before[0]:.1f} to {after[0]:.1f}, "
-        f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}."
+        f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}"
+        + (f", commit {content['commit']}." if content.get("commit") else ".")
     )
 
 
