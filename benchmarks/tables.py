@@ -53,8 +53,14 @@ def scaling(content: dict) -> list[list[str]]:
     for row in content["rows"]:
         rows.append([f"{row['users']:,}", *(f"{row[key]:,.1f}" for key in columns)])
     if content["fits"]:
-        rows.append(["R² of a line", *(f"{content['fits'][key]['r2']:.4f}" for key in columns)])
+        rows.append(["R² of a line", *(straightness(content, key) for key in columns)])
     return rows
+
+
+def straightness(content: dict, key: str) -> str:
+    """R², or that there is no slope to speak of: a line through a constant explains nothing."""
+    values = [row[key] for row in content["rows"]]
+    return "constant" if max(values) < 1.2 * min(values) else f"{content['fits'][key]['r2']:.4f}"
 
 
 def retrieval(content: dict) -> list[list[str]]:
