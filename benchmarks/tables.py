@@ -128,8 +128,8 @@ def command(file: str, content: dict) -> str:
     """The command line that wrote ``file``."""
     given = dict(content["arguments"])
     words = ["python -m benchmarks." + file.split("-")[0]] + ([given.pop("part")] if "part" in given else [])
-    for key in ("rounds", "users", "pairs", "items", "entities", "sizes", "llm_epochs", "cf_epochs", "backbone"):
-        if key in given and (key != "entities" or "tokenize" in file) and (key != "sizes" or "memory" in file):
+    for key in ("rounds", "users", "pairs", "items", "entities", "of", "sizes", "llm_epochs", "cf_epochs", "backbone"):
+        if key in given and (key not in ("entities", "of") or "tokenize" in file) and (key != "sizes" or "memory" in file):
             value = given[key]
             words.append(f"--{key} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return " ".join([*words, f"--threads {given['threads']}"])
