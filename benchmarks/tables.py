@@ -128,8 +128,9 @@ def command(file: str, content: dict) -> str:
     """The command line that wrote ``file``."""
     given = dict(content["arguments"])
     words = ["python -m benchmarks." + file.split("-")[0]] + ([given.pop("part")] if "part" in given else [])
+    of_other_part = {"catalogue-tokenize": ("sizes",), "catalogue-memory": ("entities", "of")}.get(file, ())
     for key in ("rounds", "users", "pairs", "items", "entities", "of", "sizes", "llm_epochs", "cf_epochs", "backbone"):
-        if key in given and (key not in ("entities", "of") or "tokenize" in file) and (key != "sizes" or "memory" in file):
+        if key in given and key not in of_other_part:
             value = given[key]
             words.append(f"--{key} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return " ".join([*words, f"--threads {given['threads']}"])
