@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import begin, finish, parser, seconds_of
 from benchmarks.reference import Reference
-from benchmarks.workload import QUIET, paths
+from benchmarks.workload import QUIET, TOKEN_PROMPT, paths
 from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.pipeline import run_model
 
@@ -29,6 +29,7 @@ def main() -> None:
     before = begin(arguments)
     keys = {
         **QUIET,
+        **TOKEN_PROMPT,
         **paths(arguments.data_path),
         "preset": arguments.preset,
         "seed": arguments.seed,

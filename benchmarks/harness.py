@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -123,11 +124,21 @@ def finish(arguments, before: dict, results: dict) -> None:
     content = {
         "arguments": plain({key: str(value) if isinstance(value, Path) else value for key, value in known.items()}),
         "machine": {**before, "load_average_after": os.getloadavg()},
+        "commit": commit(),
         "versions": versions(),
         **plain(results),
     }
     write_json(arguments.out, content)
     print(f"written: {arguments.out}", flush=True)
+
+
+def commit() -> str | None:
+    """Of the checkout that was measured, with a + if it was changed since; None outside git."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _positive(text: str) -> int:

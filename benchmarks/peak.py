@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import begin, finish, gemm_gflops, parser, side_by_side
 from benchmarks.throughput import Inference, Steps
-from benchmarks.workload import untrained
+from benchmarks.workload import TOKEN_PROMPT, untrained
 from recbole_tokenrec.llm.cross_attention import ask_as_transformers, ask_once
 from recbole_tokenrec.llm.dropout import ATTENTION, Dropout
 from recbole_tokenrec.measure import peak_rss_mb
@@ -48,6 +48,7 @@ def main() -> None:
         llm_backbone=backbone,
         llm_train_batch_size=arguments.users,
         precision="fp32",
+        **TOKEN_PROMPT,
     )
     step, infer = Steps(model, train_data), Inference(model, model, arguments.users)
     step.batches = RepeatedBatch(step)

@@ -33,6 +33,7 @@ class Reference:
 
     Args:
         model: a :class:`~recbole_tokenrec.models.tokenrec.TokenRec` with codes and vectors; its LLM4Rec is copied.
+            Its prompts must be words and ID tokens (``prompt_style: printed`` or ``compact``).
     """
 
     def __init__(self, model):

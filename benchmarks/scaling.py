@@ -2,8 +2,8 @@
 
 Synthetic data: users of ``--groups`` tastes, 20 interactions each, mostly with items of their own taste, a fixed
 catalogue. Each size runs in a process of its own, so that its peak of memory is its own; sizes that the JSON file holds
-already (same arguments) are kept, so that a long series can be run in pieces. CPU seconds are fitted, since they do not
-depend on what else the machine does.
+already (same arguments, same preset) are kept, so that a long series can be run in pieces. CPU seconds are fitted: they
+do not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.harness import begin, finish, parser
 from benchmarks.workload import QUIET
+from recbole_tokenrec.paths import properties_dir
 
 PER_USER = 20
 STAGES = ("cf", "user_tokenizer", "item_tokenizer", "llm", "evaluation")
@@ -36,7 +37,7 @@ def main() -> None:
         if users not in {row["users"] for row in rows}:
             rows.append(in_a_process(users, arguments))
             rows.sort(key=lambda row: row["users"])
-            finish(arguments, before, {"rows": rows, "fits": fits(rows)})
+            finish(arguments, before, {"preset": preset_text(arguments), "rows": rows, "fits": fits(rows)})
 
 
 def kept(arguments) -> list[dict]:
@@ -46,7 +47,12 @@ def kept(arguments) -> list[dict]:
     content = json.loads(arguments.out.read_text())
     deciding = ("items", "groups", "preset", "seed", "threads")
     same = all(content["arguments"].get(key) == getattr(arguments, key) for key in deciding)
-    return content["rows"] if same else []
+    return content["rows"] if same and content.get("preset") == preset_text(arguments) else []
+
+
+def preset_text(arguments) -> str:
+    """What the preset says today: rows of another day's preset are no rows of this series."""
+    return (properties_dir() / "preset" / f"{arguments.preset}.yaml").read_text(encoding="utf-8")
 
 
 def in_a_process(users: int, arguments) -> dict:

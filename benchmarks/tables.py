@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks.catalogue import formula
 from benchmarks.harness import RESULTS
 
 PAGE = RESULTS.parent / "performance.md"
@@ -52,8 +53,14 @@ def scaling(content: dict) -> list[list[str]]:
     for row in content["rows"]:
         rows.append([f"{row['users']:,}", *(f"{row[key]:,.1f}" for key in columns)])
     if content["fits"]:
-        rows.append(["R² of a line", *(f"{content['fits'][key]['r2']:.4f}" for key in columns)])
+        rows.append(["R² of a line", *(straightness(content, key) for key in columns)])
     return rows
+
+
+def straightness(content: dict, key: str) -> str:
+    """R², or that there is no slope to speak of: a line through a constant explains nothing."""
+    values = [row[key] for row in content["rows"]]
+    return "constant" if max(values) < 1.2 * min(values) else f"{content['fits'][key]['r2']:.4f}"
 
 
 def retrieval(content: dict) -> list[list[str]]:
@@ -79,7 +86,8 @@ def tokenize(content: dict) -> list[list[str]]:
 def memory(content: dict) -> list[list[str]]:
     rows = [["users = items", "interactions", "measured MiB", "formula MiB", "CPU s a step"]]
     for row in content["rows"]:
-        numbers = [f"{row['peak_mb']:,.0f}", f"{row['formula_mb']:,.0f}", f"{row['step_cpu_s']:.2f}"]
+        expected = formula(row["users"], row["items"], row["interactions"]) / 2**20
+        numbers = [f"{row['peak_mb']:,.0f}", f"{expected:,.0f}", f"{row['step_cpu_s']:.2f}"]
         rows.append([f"{row['users']:,}", f"{row['interactions']:,}", *numbers])
     return rows
 
@@ -111,7 +119,8 @@ def markdown(name: str, folder: Path = RESULTS) -> str:
     return (
         f"{text}\n\n`{command(file, content)}`, {content['machine']['date']}, {machine}, {threads} thread(s) of "
         f"{content['machine']['cores']} cores, load average {before[0]:.1f} to {after[0]:.1f}, "
-        f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}."
+        f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}"
+        + (f", commit {content['commit']}." if content.get("commit") else ".")
     )
 
 
@@ -119,8 +128,9 @@ def command(file: str, content: dict) -> str:
     """The command line that wrote ``file``."""
     given = dict(content["arguments"])
     words = ["python -m benchmarks." + file.split("-")[0]] + ([given.pop("part")] if "part" in given else [])
-    for key in ("rounds", "users", "pairs", "items", "entities", "sizes", "llm_epochs", "cf_epochs", "backbone"):
-        if key in given and (key != "entities" or "tokenize" in file) and (key != "sizes" or "memory" in file):
+    of_other_part = {"catalogue-tokenize": ("sizes",), "catalogue-memory": ("entities", "of")}.get(file, ())
+    for key in ("rounds", "users", "pairs", "items", "entities", "of", "sizes", "llm_epochs", "cf_epochs", "backbone"):
+        if key in given and key not in of_other_part:
             value = given[key]
             words.append(f"--{key} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return " ".join([*words, f"--threads {given['threads']}"])

@@ -2,7 +2,8 @@
 
 A training pair is one (user, item) that the loss teaches; a step includes the optimiser. Inference is encoding users
 and finding their 20 nearest items. The reference mode is ``benchmarks/reference.py``; "one pair a prompt" is this
-package with the reference's loss and batching, and so says what prompts and decoder alone bring.
+package with the reference's loss and batching, and so says what prompts and decoder alone bring. "full prompt" has the
+history in it and every ID token at a position of its own, as the paper's; "preset tuned" is whatever that preset does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from recbole.data.interaction import Interaction
 
 from benchmarks.harness import begin, finish, parser, side_by_side
 from benchmarks.reference import Reference, top_items
-from benchmarks.workload import untrained
+from benchmarks.workload import TOKEN_PROMPT, untrained
 from recbole_tokenrec.training.stages import LLMStage
 
 ONE_PAIR = {"llm_batching": "interactions", "llm_loss": "pairwise_cosine", "llm_user_tokens": "all"}
@@ -34,21 +35,26 @@ def main() -> None:
             arguments.dataset, arguments.data_path, arguments.seed, llm_backbone=arguments.backbone, **keys
         )
 
-    full, train_data = build(preset="tuned", llm_train_batch_size=arguments.users)
+    full, train_data = build(preset="tuned", llm_train_batch_size=arguments.users, **TOKEN_PROMPT)
+    pooled, _ = build(preset="tuned", llm_train_batch_size=arguments.users)
     short, _ = build(preset="user_id_only", llm_train_batch_size=arguments.users)
     reference = Reference(full)
     if arguments.part == "training":
-        single, single_data = build(preset="tuned", llm_train_batch_size=arguments.pairs, **ONE_PAIR)
+        single, single_data = build(
+            preset="tuned", llm_train_batch_size=arguments.pairs, **{**TOKEN_PROMPT, **ONE_PAIR}
+        )
         cases = {
             "reference": PairSteps(reference, arguments.pairs),
             "one pair a prompt": Steps(single, single_data),
             "full prompt": Steps(full, train_data),
+            "preset tuned": Steps(pooled, train_data),
             "user-ID-only": Steps(short, train_data),
         }
     else:
         cases = {
             "reference": Inference(reference, full, arguments.pairs),
             "full prompt": Inference(full, full, arguments.users),
+            "preset tuned": Inference(pooled, pooled, arguments.users),
             "user-ID-only": Inference(short, short, 4 * arguments.users),
         }
     data = {"users": full.n_users - 1, "items": full.n_items - 1, "pairs": len(full.histories.items)}

@@ -12,6 +12,15 @@ from recbole.utils import get_model, init_seed
 from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.datacheck import load_data
 
+# A prompt of the paper's kind, each ID token a position; held fast here, so that presets may change.
+TOKEN_PROMPT = {
+    "mq_num_codebooks": 6,
+    "mq_user_num_codebooks": 16,
+    "prompt_style": "compact",
+    "prompt_order": "shuffled",
+    "prompt_max_history": 16,
+    "llm_target_ratio": [0.05, 0.3],
+}
 QUIET = {"show_progress": False, "state": "ERROR", "use_gpu": False}
 
 

@@ -11,12 +11,13 @@ from benchmarks.harness import Timing, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
 from benchmarks.retrieval import synthetic_items
 from benchmarks.scaling import fits
-from benchmarks.workload import untrained
+from benchmarks.workload import TOKEN_PROMPT, untrained
 
 
 @pytest.fixture
 def model(toy_data):
-    return untrained("toy", str(toy_data), 7, preset="tuned", mq_codebook_size=16, prompt_max_history=5)[0]
+    keys = {**TOKEN_PROMPT, "mq_codebook_size": 16, "prompt_max_history": 5}
+    return untrained("toy", str(toy_data), 7, preset="tuned", **keys)[0]
 
 
 @pytest.mark.recipe
