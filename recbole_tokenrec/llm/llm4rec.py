@@ -108,5 +108,12 @@ def token_directions(codes: torch.Tensor, vectors: torch.Tensor, codebook_size: 
     columns = (codes.cpu() + torch.arange(books) * codebook_size).numpy().ravel()
     tokens = sp.csr_matrix((np.ones(n * books, np.float32), columns, np.arange(n + 1) * books), shape=(n, size))
     centred = (vectors - vectors.mean(dim=0)).cpu().double().numpy()
-    gram = (tokens.T @ tokens).toarray().astype(np.float64) + ridge * np.eye(size)
-    return torch.from_numpy(scipy.linalg.solve(gram, tokens.T @ centred, assume_a="pos")).float()
+    # (T'T + r)^-1 T' = T' (TT' + r)^-1: the smaller of the two systems is solved.
+    left, right = (tokens, tokens.T) if n < size else (tokens.T, tokens)
+    gram = (left @ right).toarray().astype(np.float64)
+    gram[np.diag_indices(len(gram))] += ridge
+    if n < size:
+        found = tokens.T @ scipy.linalg.solve(gram, centred, assume_a="pos", overwrite_a=True)
+    else:
+        found = scipy.linalg.solve(gram, tokens.T @ centred, assume_a="pos", overwrite_a=True)
+    return torch.from_numpy(found).float()

@@ -92,6 +92,15 @@ def test_token_directions_add_up_to_the_vectors():
     torch.testing.assert_close(rebuilt, vectors - vectors.mean(dim=0), rtol=1e-2, atol=1e-2)
 
 
+def test_token_directions_are_the_ridge_regression_whichever_side_is_smaller():
+    torch.manual_seed(0)
+    for n in (9, 60):  # fewer and more entities than the 2 * 8 tokens
+        codes, vectors = torch.randint(0, 8, (n, 2)), torch.randn(n, 5)
+        tokens = torch.zeros(n, 16).scatter_(1, codes + torch.tensor([0, 8]), 1.0)
+        expected = torch.linalg.solve(tokens.T @ tokens + torch.eye(16), tokens.T @ (vectors - vectors.mean(dim=0)))
+        torch.testing.assert_close(token_directions(codes, vectors, codebook_size=8), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_padding_does_not_change_the_user_vector():
     backbone = load_backbone("t5-scratch-mini", all_texts())
     model = LLM4Rec(backbone, output_dim=5, hidden_size=16).eval()
