@@ -212,7 +212,7 @@ def read_settings(config) -> Settings:
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
     for key in ("cf_target_ratio", "llm_target_ratio"):
-        if not _are_shares(values[key]):
+        if not are_shares(values[key]):
             raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")
     inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
     if settings.llm_user_tokens == "visible" and not inductive:
@@ -235,7 +235,8 @@ def read_settings(config) -> Settings:
     return settings
 
 
-def _are_shares(values: list) -> bool:
+def are_shares(values) -> bool:
+    """Whether ``values`` is a range [low, high] of shares, within (0, 1)."""
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     return numbers and len(values) == 2 and 0 < values[0] <= values[1] < 1
 

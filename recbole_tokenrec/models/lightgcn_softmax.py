@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.graph import SparseMatrix
 from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.settings import are_shares
 from recbole_tokenrec.training.loaders import (
     AGE,
     TARGET_ITEMS,
@@ -220,7 +221,7 @@ def _check(config) -> None:
         "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
         "targets": (lambda v: v in ("all", "next", "mixed"), "one of all, next, mixed"),
         "target_ratio": (
-            lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and 0 < v[0] <= v[1] < 1,
+            lambda v: isinstance(v, (list, tuple)) and are_shares(v),
             "two shares [low, high] within (0, 1)",
         ),
         "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
