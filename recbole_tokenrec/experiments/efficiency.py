@@ -64,7 +64,8 @@ def run(bench: Bench, arguments) -> Report:
             raise ConfigError(f"--{name}: {getattr(arguments, name)} is not allowed; allowed: int in [1, inf)")
     models, data = {}, None
     for row in ROWS:
-        keys = {**row.keys, "llm_backbone": arguments.backbone, "topk": [arguments.k]}
+        metric = {"topk": [arguments.k], "valid_metric": f"NDCG@{arguments.k}"}
+        keys = {**row.keys, "llm_backbone": arguments.backbone, **metric}
         if row.model != "TokenRec":
             keys.update(eval_users=arguments.batch_size, num_beams=arguments.k)
         config = bench.config(row._replace(keys=keys), bench.seeds[0])
