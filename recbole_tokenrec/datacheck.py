@@ -103,20 +103,21 @@ def load_data(config):
             f"dataset '{name}': {len(counts)} user(s) and {dataset.item_num - 1} item(s) are left after the filters; "
             "at least 2 users and 3 items are needed"
         )
-    if max(config["topk"]) >= dataset.item_num:
-        raise ConfigError(
-            f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
-            f"dataset '{name}'"
-        )
     if "LS" in config["eval_args"]["split"] and counts.max() < 3:
         raise DataError(
             f"dataset '{name}': no user has 3 interactions, and leave-one-out takes one for validation and one for "
             "test; loosen the filters or set eval_args: {split: {RS: [0.8, 0.1, 0.1]}}"
         )
     try:
-        return dataset, data_preparation(config, dataset)
+        loaders = data_preparation(config, dataset)
     except ValueError as error:  # RecBole's sampler: somebody took every item
         raise DataError(f"dataset '{name}': {error}") from error
+    if max(config["topk"]) >= dataset.item_num:
+        raise ConfigError(
+            f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
+            f"dataset '{name}'"
+        )
+    return dataset, loaders
 
 
 def check_times(config, path) -> None:

@@ -18,7 +18,8 @@ def load(folder, content, model="TokenRec", **keys):
     target.mkdir(exist_ok=True)
     data = content if isinstance(content, bytes) else content.encode()
     (target / "mini.inter").write_bytes(data)
-    return load_data(make_config(model, "mini", (), {"data_path": str(folder), "state": "ERROR", **keys}))
+    small = {"topk": [2], "valid_metric": "NDCG@2", "state": "ERROR"}
+    return load_data(make_config(model, "mini", (), {"data_path": str(folder), **small, **keys}))
 
 
 def test_good_data_loads(tmp_path):
@@ -40,7 +41,7 @@ def test_good_data_loads(tmp_path):
         (HEADER + "u\ti1\t1\nu\ti2\t2\nu\ti3\t3\nu\ti4\t4\n", r"1 user\(s\)"),
         (HEADER + "u\ta\t1\nu\tb\t2\nv\tc\t1\nv\ta\t2\n", "no user has 3 interactions"),
         (HEADER + "".join(f"{u}\t{i}\t{i}\n" for u in "vw" for i in range(5)), "interacted with all items"),
-        (HEADER + "u\ta\tsoon\nu\tb\t2\n", "RecBole cannot read it"),
+        (HEADER + "u\ta\tsoon\nu\tb\t2\n", "no finite 'timestamp'"),
     ],
 )
 def test_bad_data(tmp_path, content, text):

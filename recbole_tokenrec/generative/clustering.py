@@ -79,6 +79,7 @@ def cluster_codes(
 
 def _split(affinity: sp.csr_matrix, clusters: int, rng) -> list[np.ndarray]:
     """Groups of rows, none empty, at least two. Each keeps the rows' order."""
+    clusters = min(clusters, affinity.shape[0])
     vectors = spectral_embedding(affinity, clusters, rng)
     labels = cluster_qr(vectors)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
