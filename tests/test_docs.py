@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = ("quickstart", "your-data", "serving", "faq", "reproducing")
 QUICK = {
     "cf_epochs": 2, "mq_min_steps": 20, "mq_epochs": 1, "llm_epochs": 1, "show_progress": False, "stage_cache": False,
+    "mq_user_num_codebooks": 3, "mq_codebook_size": 32, "mq_hidden_size": 32,
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_every_command_in_the_readme_is_understood():
 @pytest.mark.recipe
 def test_python_snippets_run(tmp_path):
     """Every Python block of the README, in order, in one namespace, on ml-100k with the epochs cut down."""
-    quick = {"cf_epochs": 2, "mq_min_steps": 20, "mq_epochs": 1, "llm_epochs": 1, "show_progress": False}
+    quick = {key: value for key, value in QUICK.items() if key != "stage_cache"}
     namespace = {}
     found = blocks("python")
     assert found
