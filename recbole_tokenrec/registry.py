@@ -89,6 +89,13 @@ def available_presets() -> list[str]:
     return sorted(file.stem for file in (properties_dir() / "preset").glob("*.yaml"))
 
 
+def preset_values(name: str, loader=yaml.SafeLoader) -> dict:
+    """What the preset's file says, on top of the preset that its ``base`` names."""
+    values = yaml.load((properties_dir() / "preset" / f"{name}.yaml").read_text(encoding="utf-8"), Loader=loader)
+    base = values.pop("base", None)
+    return {**preset_values(base, loader), **values} if base else values
+
+
 def known_models() -> list[str]:
     """Every name that ``run_recbole`` takes, RecBole's and ours."""
     names = {"LightGBM", "XGBoost"}  # their package imports only where both libraries are installed
@@ -173,7 +180,7 @@ def _defaults(model: str, dataset: str, chosen: dict, loader) -> dict:
     if preset is not None:
         if preset not in available_presets():
             raise ConfigError(f"preset: {preset!r} is not known; allowed: {', '.join(available_presets())}")
-        settings.update(read(f"preset/{preset}.yaml"))
+        settings.update(preset_values(preset, loader))
         override = settings.pop("datasets", None) or {}
     if (folder / "dataset" / f"{dataset}.yaml").is_file():
         settings.update(read(f"dataset/{dataset}.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from recbole_tokenrec.paths import properties_dir
-from recbole_tokenrec.registry import available_presets
+from recbole_tokenrec.registry import available_presets, preset_values
 from recbole_tokenrec.settings import OPTIONS
 
 
@@ -14,7 +14,7 @@ def reference() -> str:
     folder = properties_dir()
     common = yaml.safe_load((folder / "model" / "TokenRec.yaml").read_text(encoding="utf-8"))
     names = available_presets()
-    presets = {name: yaml.safe_load((folder / "preset" / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
+    presets = {name: preset_values(name) for name in names}
     lines = [
         "# TokenRec's configuration keys",
         "",

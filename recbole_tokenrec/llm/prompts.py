@@ -115,8 +115,8 @@ class PromptBuilder:
         if shortest > max_tokens:
             raise ConfigError(
                 f"prompt_max_tokens: {max_tokens} is not allowed; allowed: int in [{shortest}, inf), since the longest "
-                f"template takes {shortest} tokens with the user's {len(user_ids)}"
-                + (f" and one item's {len(item_ids)}" if history else "")
+                f"template takes {shortest} tokens with the user's {self._positions()[0]}"
+                + (f" and one item's {self._positions()[1]}" if history else "")
             )
 
     @property
@@ -133,12 +133,17 @@ class PromptBuilder:
     def _shortest(self, blocks: Blocks) -> int:
         """Tokens of a template with its user and, where it lists items, one of them."""
         head, link, _, tail = (len(block) for block in blocks)
-        return head + link + tail + len(self.user_table) + (len(self.item_table) if self.history else 0)
+        user, item = self._positions()
+        return head + link + tail + user + (item if self.history else 0)
+
+    def _positions(self) -> tuple[int, int]:
+        """How many positions a user and an item take."""
+        return (1, 1) if self.style == POOLED else (len(self.user_table), len(self.item_table))
 
     def capacity(self, template: int) -> int:
         """How many items fit beside the template's words and the user's tokens."""
         head, link, separator, tail = (len(block) for block in self.blocks[template])
-        user, item = (1, 1) if self.style == POOLED else (len(self.user_table), len(self.item_table))
+        user, item = self._positions()
         room = self.max_tokens - head - link - tail - user + separator
         return max(room // (item + separator), 0) if self.history else 0
 

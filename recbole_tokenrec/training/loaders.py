@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories, take
 from recbole_tokenrec.training.parts import Parts
 
@@ -28,6 +29,21 @@ def derived_seed(seed: int, *names) -> int:
 
 def generator_for(seed: int, *names) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, *names))
+
+
+def users_with(histories: Histories, least: int) -> torch.Tensor:
+    """Users (n,) of at least ``least`` training items.
+
+    Raises:
+        DataError: there is none.
+    """
+    users = (histories.counts() >= least).nonzero().squeeze(1)
+    if not len(users):
+        raise DataError(
+            f"no user has {least} training interactions, which is the least to learn the next items from; set "
+            "cf_targets: all (LightGCNSoftmax: targets: all) and prompt_order: shuffled"
+        )
+    return users
 
 
 class PairsByUser:
@@ -74,7 +90,7 @@ class HeldOutByUser:
         self.batch_size = batch_size
         self.user_field = user_field
         self.parts = parts
-        self.users = (histories.counts() > 1).nonzero().squeeze(1)  # one item leaves nothing to make a vector of
+        self.users = users_with(histories, 2)  # one item leaves nothing to make a vector of
 
     def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
@@ -157,7 +173,7 @@ class PromptsByUser:
         self.num_templates = num_templates
         self.sequential = sequential
         self.users_of = users_of
-        self.users = histories.counts().nonzero().squeeze(1)
+        self.users = users_with(histories, 2 if sequential else 1)
 
     def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)

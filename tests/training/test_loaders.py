@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.training.loaders import (
     AGE,
@@ -59,10 +60,21 @@ def test_prompts_list_visible_items_only_and_targets_are_others(histories, seque
             if sequential:
                 cut = len(visible)
                 assert visible == own[:cut] and targets == own[cut : cut + len(targets)]
-                assert listed == visible[-10:] and bool(targets) == (len(own) > 1)
+                assert listed == visible[-10:] and targets
             else:
                 assert targets and sorted(targets + visible) == sorted(own)
-    assert sorted(seen) == sorted(set(histories.rows().tolist()))  # every user once
+    least = 2 if sequential else 1  # a user's only item has no other before it
+    assert sorted(seen) == (histories.counts() >= least).nonzero().flatten().tolist()
+
+
+def test_histories_of_single_items_leave_nothing_to_learn_the_next_from():
+    single = Histories(np.arange(1, 6), np.arange(1, 6), n_users=6)
+    for make in (
+        lambda: loader_of(single, next_part, sequential=True),
+        lambda: HeldOutByUser(single, 8, "user_id", functools.partial(next_part, single, (0.1, 0.5))),
+    ):
+        with pytest.raises(DataError, match="no user has 2 training interactions"):
+            make()
 
 
 def test_held_out_items_come_with_the_visible_ones_and_their_ages(histories):
