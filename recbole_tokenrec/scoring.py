@@ -9,13 +9,13 @@ users at a time.
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 
 from recbole_tokenrec.errors import ConfigError, DataError, TrainingError
 from recbole_tokenrec.files import exclusive, written_whole
 from recbole_tokenrec.pipeline import write_json
+from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # of workers, for each worker asked for
 
@@ -51,14 +51,9 @@ def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000,
     paths = [str(Path(path).absolute()) for path in (checkpoint, users_file, output)]
     job = Job(*paths, k, batch, shard_size, tuple(starts))
     _claim_folder(job, users)
-    context, deaths = multiprocessing.get_context("spawn"), 0
+    deaths = 0
     while missing := [number for number in range(len(starts)) if not job.part(number).exists()]:
-        processes = [context.Process(target=_work, args=(job,)) for _ in range(min(workers, len(missing)))]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        codes = [process.exitcode for process in processes if process.exitcode]
+        codes = run_workers(_work, job, min(workers, len(missing)))
         deaths += len(codes)
         if deaths > MOST_DEATHS * workers:
             raise TrainingError(f"score: {deaths} workers died, the last with exit codes {codes}; see above")

@@ -12,7 +12,6 @@ died: it is put in line again, and goes on inside its stage where the process le
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from recbole_tokenrec.errors import ConfigError, TokenRecError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.pipeline import plain, run_models, write_json
 from recbole_tokenrec.settings import read_settings, reject_unknown
+from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # of one trial, or of workers per worker asked for
 
@@ -87,16 +87,9 @@ def run_sweep(sweep: Sweep, workers: int) -> dict:
     if combinations is not None and len(combinations) <= sweep.trials:
         for combination in combinations:
             study.enqueue_trial(combination, skip_if_exists=True)
-    context = multiprocessing.get_context("spawn")
     deaths = 0
     while _to_do(study, sweep) > 0:
-        number = min(workers, _to_do(study, sweep))
-        processes = [context.Process(target=_work, args=(sweep,)) for _ in range(number)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        failed = [process.exitcode for process in processes if process.exitcode]
+        failed = run_workers(_work, sweep, min(workers, _to_do(study, sweep)))
         deaths += len(failed)
         if deaths > MOST_DEATHS * workers:
             raise TrainingError(f"sweep: {deaths} workers died, the last with exit codes {failed}; see {sweep.folder}")

@@ -44,6 +44,15 @@ def toy_data(tmp_path_factory):
     return write_toy(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture
+def one_thread():
+    """Toy tensors: a second thread brings nothing, and on a busy machine its hand-overs cost seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def in_temporary_folder(tmp_path, monkeypatch):
     """RecBole writes saved/, log/ and log_tensorboard/ where it runs, and reads sys.argv: keep both clean."""

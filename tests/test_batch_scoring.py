@@ -1,15 +1,14 @@
 """Scoring a file of users: complete, without duplicates, also when a worker is killed; the same as recommend."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from workers import workers_of
 
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.pipeline import run_models
@@ -42,7 +41,7 @@ def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
     while time.time() < deadline and not list(tmp_path.glob("out/part-*.parquet")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    os.kill(_workers(process.pid)[0], signal.SIGKILL)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     printed, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors[-2000:]
     assert "4000 users in 100 parts" in printed
@@ -57,16 +56,6 @@ def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
     alone = load(checkpoint).recommend(users=users[:40], k=3)
     assert parts[0]["item_id"].tolist() == alone["item_id"].tolist()
     assert parts[0]["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-6)
-
-
-def _workers(pid) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return sorted(found)
 
 
 @pytest.mark.unit

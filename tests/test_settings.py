@@ -5,32 +5,27 @@ import yaml
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.paths import properties_dir
+from recbole_tokenrec.registry import available_presets, preset_values
 from recbole_tokenrec.settings import OPTIONS, check, read_settings, reject_unknown
 
 pytestmark = pytest.mark.unit
-PRESETS = sorted(path.stem for path in (properties_dir() / "preset").glob("*.yaml"))
+PRESETS = available_presets()
 
 
 def values(preset="tuned", **changed):
-    found = {}
-    for file in ("model/TokenRec.yaml", f"preset/{preset}.yaml"):
-        found.update(yaml.safe_load((properties_dir() / file).read_text()))
+    found = {**yaml.safe_load((properties_dir() / "model" / "TokenRec.yaml").read_text()), **preset_values(preset)}
     return {**{key: found.get(key) for key in OPTIONS}, **changed}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_set_every_key_and_nothing_else(preset):
     read_settings(values(preset))
-    keys = set(yaml.safe_load((properties_dir() / f"preset/{preset}.yaml").read_text())) - {"datasets"}
-    assert keys <= set(OPTIONS)
+    assert set(preset_values(preset)) - {"datasets"} <= set(OPTIONS)
 
 
 def test_presets_differ_only_where_they_must():
     full, short = values("tuned"), values("user_id_only")
-    assert {key for key in OPTIONS if full[key] != short[key]} <= {
-        "prompt_history", "prompt_max_history", "llm_epochs", "llm_eval_step", "llm_stopping_step",
-        "llm_train_batch_size",
-    }  # fmt: skip
+    assert {key for key in OPTIONS if full[key] != short[key]} == {"prompt_history"}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """A sweep in two processes: every combination once, one collaborative stage, and a killed worker costs nothing."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from workers import workers_of
 
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.errors import ConfigError
@@ -43,7 +42,7 @@ def test_eight_trials_share_a_stage_and_survive_a_kill(toy_data, tiny_t5, tmp_pa
     while time.time() < deadline and len(list(folder.glob("trial-*.json"))) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
-    workers = _workers(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     printed, errors = process.communicate(timeout=500)
@@ -59,16 +58,6 @@ def test_eight_trials_share_a_stage_and_survive_a_kill(toy_data, tiny_t5, tmp_pa
     assert sum("cf" not in trial["cached"] for trial in result["trials"]) <= 1
     assert sum(trial.get("deaths", 0) for trial in result["trials"]) == 1
     assert "stages from the cache" in printed
-
-
-def _workers(pid) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return sorted(found)
 
 
 @pytest.mark.unit

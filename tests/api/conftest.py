@@ -1,12 +1,8 @@
-"""Toy models: a second thread brings nothing."""
+"""Toy models, on one thread."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def toy_models(one_thread):
+    """All tests here."""

@@ -1,7 +1,6 @@
 """What tests of single RecBole models share."""
 
 import pytest
-import torch
 
 COMMON = {
     "use_gpu": False,
@@ -12,12 +11,8 @@ COMMON = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Toy tensors: a second thread brings nothing, and on a busy machine its hand-overs cost seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def toy_models(one_thread):
+    """All tests here."""
 
 
 @pytest.fixture
