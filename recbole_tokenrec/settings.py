@@ -178,6 +178,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "prompt_order": _choice("Order of the items in the prompt.", "shuffled", "sequential"),
     "prompt_max_history": _int("Most items of a prompt.", 1),
+    "prompt_decoder_items": _int(
+        "How many of the latest items the decoder reads, one after the other, while the prompt lists those before; "
+        "all of them are targets of one training pass. 0: the decoder is asked once, as in the paper."
+    ),
     "prompt_max_tokens": _int("Longest prompt in tokens (T5: 512).", 16),
     # evaluation and house-keeping
     "history_at_test": _choice(
@@ -214,6 +218,13 @@ def read_settings(config) -> Settings:
     for key in ("cf_target_ratio", "llm_target_ratio"):
         if not are_shares(values[key]):
             raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")
+    if settings.prompt_decoder_items:
+        needs = {"prompt_order": "sequential", "prompt_style": "pooled", "prompt_history": True}
+        for key, value in {**needs, "llm_loss": "softmax", "llm_distill": 0.0}.items():
+            if values[key] != value:
+                raise ConfigError(
+                    f"prompt_decoder_items: {settings.prompt_decoder_items} needs {key}: {value}; it is {values[key]}"
+                )
     inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
     if settings.llm_user_tokens == "visible" and not inductive:
         raise ConfigError(

@@ -2,6 +2,9 @@
 
 The encoder reads the prompt; the decoder is asked for a single step, from its start token, and that one hidden
 state is h_i. The released code ran twenty decoder positions to the same end.
+
+With ``prompt_decoder_items`` the decoder goes on to read the user's latest items, one position each: its state after
+each of them is an h of its own, so that one pass learns to find every one of these items from those before it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch.nn import functional as F
 from recbole_tokenrec.llm.backbone import Backbone
 from recbole_tokenrec.llm.cross_attention import ask_once
 from recbole_tokenrec.llm.dropout import Dropout, use_cheap_dropout
-from recbole_tokenrec.llm.prompts import PromptBatch
+from recbole_tokenrec.llm.prompts import Entities, PromptBatch
 
 
 class LLM4Rec(nn.Module):
@@ -49,21 +52,34 @@ class LLM4Rec(nn.Module):
         with torch.no_grad():  # beside a base vector the projection starts as a small correction
             self.projection[-1].weight.mul_(0.3)
 
-    def forward(self, prompt: PromptBatch, base: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts (B, T) -> z (B, d); ``base`` (B, d), if given, is added: the projection then learns a correction."""
+    def forward(
+        self, prompt: PromptBatch, base: torch.Tensor | None = None, read: Entities | None = None
+    ) -> torch.Tensor:
+        """Prompts (B, T) -> z (B, d), or (B, 1 + R, d) with ``read``.
+
+        Args:
+            base: (B, d), is added to z: the projection then learns a correction.
+            read: the items that the decoder reads after its start token, at most R of each user; ``at`` is (B, R).
+        """
         words = self.backbone.get_input_embeddings()
+        start = torch.full((len(prompt.input_ids), 1), self.start_id, device=prompt.input_ids.device)
+        if read is None:
+            decoder = {"decoder_input_ids": start}
+        else:
+            empty = words.weight.new_zeros(*read.at.shape, words.weight.shape[1])
+            decoder = {"decoder_inputs_embeds": torch.cat([words(start), self._filled(empty, read)], dim=1)}
         embeds = words(prompt.input_ids)  # (B, T, width)
         for entities in prompt.entities:
-            embeds = embeds.masked_scatter(entities.at.unsqueeze(-1), self._pooled(entities.tokens))
-        start = torch.full((len(prompt.input_ids), 1), self.start_id, device=prompt.input_ids.device)
+            embeds = self._filled(embeds, entities)
         hidden = self.backbone(
-            inputs_embeds=embeds,
-            attention_mask=prompt.attention_mask,
-            decoder_input_ids=start,
-            use_cache=False,
-        ).last_hidden_state  # (B, 1, width)
-        z = self.projection(hidden[:, 0].float())  # (B, d)
-        return z if base is None else z + base
+            inputs_embeds=embeds, attention_mask=prompt.attention_mask, use_cache=False, **decoder
+        ).last_hidden_state  # (B, 1 + R, width)
+        z = self.projection(hidden.float())
+        z = z if base is None else z + base.unsqueeze(1)
+        return z[:, 0] if read is None else z
+
+    def _filled(self, embeds: torch.Tensor, entities: Entities) -> torch.Tensor:
+        return embeds.masked_scatter(entities.at.unsqueeze(-1), self._pooled(entities.tokens).to(embeds.dtype))
 
     def _pooled(self, tokens: torch.Tensor) -> torch.Tensor:
         """One vector an entity from its ID tokens (n, K): the sum of their embeddings, at a word's scale. (n, width)"""

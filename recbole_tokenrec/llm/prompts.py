@@ -192,6 +192,11 @@ class PromptBuilder:
                 entities += (Entities(at, all_items[listed]),)
         return PromptBatch(ids.masked_fill(~mask, self.pad_id), mask.long(), entities)
 
+    def items(self, item_codes: torch.Tensor, num_items: torch.Tensor) -> Entities:
+        """Items outside of the prompt, one position each: codes (B, R, K), of which ``num_items`` (B,) count."""
+        listed = torch.arange(item_codes.shape[1], device=item_codes.device) < num_items.unsqueeze(1)
+        return Entities(listed, _look_up(self.item_table, item_codes[listed]))
+
     def _parse(self, template: str) -> Blocks:
         """Tokenize a rendered example and cut it where its ID tokens stand (the user before the items)."""
         index = self.templates.index(template)

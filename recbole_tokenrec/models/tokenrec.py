@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from recbole_tokenrec.collaborative.representations import build_collaborative, representations
 from recbole_tokenrec.errors import DataError
-from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.histories import Histories, take
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 from recbole_tokenrec.llm.llm4rec import LLM4Rec
 from recbole_tokenrec.llm.prompts import NUM_SEEN, PromptBuilder, all_texts
@@ -39,6 +39,7 @@ from recbole_tokenrec.training.loaders import (
     VISIBLE_ROWS,
 )
 from recbole_tokenrec.training.losses import fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
+from recbole_tokenrec.training.parts import visible_in_turn
 from recbole_tokenrec.training.sampling import draw_candidates
 
 COLLABORATIVE, USER_TOKENIZER, ITEM_TOKENIZER, LLM = "cf", "user_tokenizer", "item_tokenizer", "llm"
@@ -129,15 +130,21 @@ class TokenRec(GeneralRecommender):
         settings, users = self.settings, interaction[self.USER_ID]
         template = int(interaction[TEMPLATE][0])
         codes = interaction[USER_CODES] if USER_CODES in interaction else self.user_codes[users]
-        z = self.encode(codes, template, interaction[HISTORY], interaction[HISTORY_LENGTH])
         rows, items = interaction[TARGET_ROWS], interaction[TARGET_ITEMS]
+        visible = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
+        weights = torch.bincount(rows, minlength=len(users)).float().pow(settings.llm_target_weight - 1)[rows]
+        shown = interaction[HISTORY], interaction[HISTORY_LENGTH]
+        if settings.prompt_decoder_items:
+            z = self._after_each(codes, template, *shown, rows, items)
+            visible = visible_in_turn(rows, items, *visible)
+            rows = torch.arange(len(rows), device=rows.device)
+        else:
+            z = self.encode(codes, template, *shown)
         if settings.llm_loss == "pairwise_cosine":
             negatives = torch.randint(1, self.n_items, items.shape, device=items.device)
             return pairwise_cosine_loss(
                 z[rows], self.item_vectors[items], self.item_vectors[negatives], settings.llm_margin
             )
-        visible = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
-        count = torch.bincount(rows, minlength=len(z)).float()
         candidates = draw_candidates(items, self.n_items, settings.llm_sampled_items)
         return softmax_cosine_loss(
             z,
@@ -145,7 +152,7 @@ class TokenRec(GeneralRecommender):
             rows,
             items,
             settings.llm_temperature,
-            weights=count.pow(settings.llm_target_weight - 1)[rows],
+            weights=weights,
             masked=visible,
             teacher=self._teacher(interaction, visible, candidates) if settings.llm_distill else None,
             teacher_weight=settings.llm_distill,
@@ -209,36 +216,60 @@ class TokenRec(GeneralRecommender):
         templates = range(self.prompts.num_templates) if template is None else [template]
         return min(self.settings.prompt_max_history, *(self.prompts.capacity(t) for t in templates))
 
-    def encode(self, user_codes: torch.Tensor, template: int, history=None, number=None) -> torch.Tensor:
-        """z of B users (Eq. 15-18).
+    def encode(
+        self, user_codes: torch.Tensor, template: int, history=None, number=None, read=None, read_number=None
+    ) -> torch.Tensor:
+        """z of B users (Eq. 15-18): (B, d); with ``read``, one for each place in it, (B, 1 + R, d).
 
         Args:
             user_codes: (B, K).
             template: index of the prompt's template.
             history: (B, M) item ids, of which the first ``number`` (B,) of each row count.
+            read: (B, R) item ids that the decoder reads, of which the first ``read_number`` (B,) of each row count.
         """
         items = None if history is None or not self.settings.prompt_history else self.item_codes[history]
         prompt = self.prompts.build(template, user_codes, items, number)
         base = F.normalize(self.user_tokenizer.decode(user_codes), dim=-1) if self.settings.llm_residual else None
-        return self.llm(prompt, base)
+        return self.llm(prompt, base, None if read is None else self.prompts.items(self.item_codes[read], read_number))
+
+    def _after_each(self, codes, template, history, number, rows, items) -> torch.Tensor:
+        """z (P, d) from which each of the targets (P,), grouped by row and in time order, is to be found."""
+        count = torch.bincount(rows, minlength=len(codes))
+        place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+        window = items.new_zeros(len(codes), int(count.max()))
+        window[rows, place] = items
+        return self.encode(codes, template, history, number, window[:, :-1], count - 1)[rows, place]
 
     @torch.no_grad()
     def encode_users(self, users: torch.Tensor) -> torch.Tensor:
         """z of many users at evaluation, in batches of similar length: (B,) -> (B, d)."""
         template = NUM_SEEN if self.settings.prompt == "unseen" else 0
         limit = self.history_limit(template)
-        count = self.evaluation_histories.counts()[users.cpu()].clamp_max(limit)
+        most = self.settings.prompt_decoder_items
+        count = self.evaluation_histories.counts()[users.cpu()].clamp_max(limit + most)
         order = torch.argsort(count, descending=True, stable=True)
         z = torch.empty(len(users), self.item_vectors.shape[1], device=users.device)
         start = 0
         while start < len(order):
             longest = int(count[order[start]])
             rows = order[start : start + self._users_per_batch(longest)]
-            history, number = self.evaluation_histories.latest(users[rows].cpu(), limit)
-            history, number = history.to(users.device), number.to(users.device)
-            z[rows] = self.encode(self.user_codes[users[rows]], template, history, number)
+            latest, number = self.evaluation_histories.latest(users[rows].cpu(), limit + most)
+            z[rows] = self._encode_latest(self.user_codes[users[rows]], template, latest, number)
             start += len(rows)
         return z
+
+    def _encode_latest(self, codes, template, latest, number) -> torch.Tensor:
+        """z (B, d) from the latest items (B, M): the decoder reads the last of them, the prompt lists the others."""
+        device, most = codes.device, self.settings.prompt_decoder_items
+        if not most:
+            return self.encode(codes, template, latest.to(device), number.to(device))
+        read_number = (number - 1).clamp(0, most)  # the prompt keeps an item
+        listed = number - read_number
+        read = take(latest.flatten(), torch.arange(len(latest)) * latest.shape[1] + listed, read_number)
+        history, read = latest[:, : int(listed.max())].to(device), read.to(device)
+        listed, read_number = listed.to(device), read_number.to(device)
+        z = self.encode(codes, template, history, listed, read, read_number)
+        return z[torch.arange(len(z), device=device), read_number]
 
     def _users_per_batch(self, items: int) -> int:
         """How many prompts of ``items`` items the memory budget lets through the backbone at once."""

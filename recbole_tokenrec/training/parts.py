@@ -39,6 +39,20 @@ def next_part(histories: Histories, share: tuple[float, float], generator: torch
     return usable & ~visible & (position < (cut + number)[rows]), visible
 
 
+def window_part(histories: Histories, most: int, generator: torch.Generator) -> Parts:
+    """At most ``most`` items right after a random cut in time as targets, each to be asked for in its turn.
+
+    For a decoder that reads the items of the window one after the other (``prompt_decoder_items``). Any item but the
+    first is as likely as any other to be the window's first.
+    """
+    rows, count = histories.rows(), histories.counts()
+    position = torch.arange(len(rows)) - histories.indptr[:-1][rows]
+    cut = 1 + (torch.rand(len(count), generator=generator) * (count - 1)).floor().long().clamp_min(0)
+    usable = (count > 1)[rows]
+    visible = usable & (position < cut[rows])
+    return usable & ~visible & (position < (cut + most)[rows]), visible
+
+
 def mixed_part(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> Parts:
     """:func:`next_part` for about half of the users, :func:`random_part` for the others."""
     following, random = next_part(histories, share, generator), random_part(histories, share, generator)
@@ -47,6 +61,32 @@ def mixed_part(histories: Histories, share: tuple[float, float], generator: torc
     usable = (count > 1)[rows]
     is_target, visible = (torch.where(coin, a, b & usable) for a, b in zip(following, random))
     return is_target, visible
+
+
+def visible_in_turn(
+    rows: torch.Tensor, items: torch.Tensor, visible_rows: torch.Tensor, visible_items: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is known already at each of P targets that are asked for in their turn.
+
+    Args:
+        rows, items: (P,) the targets, grouped by row and in time order.
+        visible_rows, visible_items: (V,) what lies before them, grouped by row.
+
+    Returns:
+        Pairs (target's number in [0, P), item): what its row shows, and the row's targets before it.
+    """
+    device, users = rows.device, int(rows.max()) + 1 if len(rows) else 0
+    targets, shown = torch.bincount(rows, minlength=users), torch.bincount(visible_rows, minlength=users)[:users]
+    place = torch.arange(len(rows), device=device) - (targets.cumsum(0) - targets)[rows]
+    pairs = []
+    for values, first, number in (
+        (visible_items, (shown.cumsum(0) - shown)[rows], shown[rows]),
+        (items, (targets.cumsum(0) - targets)[rows], place),
+    ):
+        asked = torch.repeat_interleave(number)  # (pairs,)
+        within = torch.arange(len(asked), device=device) - (number.cumsum(0) - number)[asked]
+        pairs.append((asked, values[first[asked] + within]))
+    return torch.cat([pairs[0][0], pairs[1][0]]), torch.cat([pairs[0][1], pairs[1][1]])
 
 
 def _number_of_targets(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> torch.Tensor:

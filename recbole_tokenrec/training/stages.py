@@ -23,7 +23,7 @@ from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.tokenizers import code_statistics
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
-from recbole_tokenrec.training.parts import next_part, random_part
+from recbole_tokenrec.training.parts import next_part, random_part, window_part
 
 
 class Stage:
@@ -280,6 +280,8 @@ class LLMStage(Stage):
 
     def _parts(self, generator: torch.Generator):
         histories, settings = self.model.histories, self.settings
+        if settings.prompt_decoder_items:  # what the decoder reads, and one item more
+            return window_part(histories, settings.prompt_decoder_items + 1, generator)
         draw = next_part if settings.prompt_order == "sequential" else random_part
         return draw(histories, tuple(settings.llm_target_ratio), generator)
 
