@@ -42,12 +42,14 @@ def next_part(histories: Histories, share: tuple[float, float], generator: torch
 def window_part(histories: Histories, most: int, generator: torch.Generator) -> Parts:
     """At most ``most`` items right after a random cut in time as targets, each to be asked for in its turn.
 
-    For a decoder that reads the items of the window one after the other (``prompt_decoder_items``). Any item but the
-    first is as likely as any other to be the window's first.
+    For a decoder that reads the items of the window one after the other (``prompt_decoder_items``). Windows hold
+    ``most`` items, or at least half of a shorter history; late cuts are likelier, as in :func:`next_part`.
     """
     rows, count = histories.rows(), histories.counts()
     position = torch.arange(len(rows)) - histories.indptr[:-1][rows]
-    cut = 1 + (torch.rand(len(count), generator=generator) * (count - 1)).floor().long().clamp_min(0)
+    last = count - (count // 2).clamp_max(most)  # the latest cut
+    cut = 1 + (torch.rand(len(count), generator=generator).sqrt() * last).floor().long()
+    cut = torch.minimum(cut, last.clamp_min(1))
     usable = (count > 1)[rows]
     visible = usable & (position < cut[rows])
     return usable & ~visible & (position < (cut + most)[rows]), visible
