@@ -90,10 +90,17 @@ def available_presets() -> list[str]:
 
 
 def preset_values(name: str, loader=yaml.SafeLoader) -> dict:
-    """What the preset's file says, on top of the preset that its ``base`` names."""
+    """What the preset's file says, on top of the preset that its ``base`` names, the base's ``datasets`` included."""
     values = yaml.load((properties_dir() / "preset" / f"{name}.yaml").read_text(encoding="utf-8"), Loader=loader)
     base = values.pop("base", None)
-    return {**preset_values(base, loader), **values} if base else values
+    if not base:
+        return values
+    below = preset_values(base, loader)
+    entries = {
+        dataset: {key: value for key, value in entry.items() if key not in values}
+        for dataset, entry in below.get("datasets", {}).items()
+    }
+    return {**below, "datasets": entries, **values}
 
 
 def known_models() -> list[str]:

@@ -23,6 +23,12 @@ def test_presets_set_every_key_and_nothing_else(preset):
     assert set(preset_values(preset)) - {"datasets"} <= set(OPTIONS)
 
 
+def test_own_keys_of_a_preset_beat_the_data_sets_of_its_base():
+    tuned, alone = (preset_values(name)["datasets"]["ml-1m"] for name in ("tuned", "user_id_only"))
+    assert tuned["prompt_decoder_items"] > 0 and "prompt_decoder_items" not in alone
+    assert alone["cf_recency"] == tuned["cf_recency"]
+
+
 def test_presets_differ_only_where_they_must():
     full, short = values("tuned"), values("user_id_only")
     assert {key for key in OPTIONS if full[key] != short[key]} == {"prompt_history"}
@@ -63,6 +69,8 @@ def test_wrong_values(key, value, text):
         ({"cf_n_layers": 0}, "cf_targets: 'next' needs"),
         ({"cf_user_table": True, "llm_user_tokens": "all"}, "cf_targets: 'next' needs"),
         ({"llm_batching": "interactions"}, "needs llm_batching: users"),
+        ({"prompt_decoder_items": 5}, "prompt_decoder_items: 5 needs llm_distill: 0.0; it is 0.5"),
+        ({"prompt_decoder_items": 5, "llm_distill": 0, "prompt_order": "shuffled"}, "needs prompt_order: sequential"),
     ],
 )
 def test_contradictions(changed, text):

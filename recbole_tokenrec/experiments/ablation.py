@@ -42,7 +42,7 @@ def variants(settings) -> dict[str, dict]:
     if settings["llm_token_init"] == "codebook":
         found["random token embeddings"] = {"llm_token_init": "random"}
     if settings["llm_loss"] == "softmax":
-        found["loss of Eq. 20"] = {"llm_loss": "pairwise_cosine", "llm_distill": 0.0}
+        found["loss of Eq. 20"] = {"llm_loss": "pairwise_cosine", "llm_distill": 0.0, "prompt_decoder_items": 0}
         if settings["llm_distill"]:
             found["w/o distillation"] = {"llm_distill": 0.0}
     if settings["llm_residual"]:

@@ -31,6 +31,8 @@ SMALL = {
 }
 OWN_LOSS = {"cf_loss": "own", "llm_user_tokens": "all"}
 
+DECODER = {"prompt_decoder_items": 3, "llm_distill": 0.0}
+
 
 @pytest.fixture
 def fit(build, tmp_path):
@@ -57,8 +59,9 @@ def fit(build, tmp_path):
         {"prompt_order": "shuffled", "cf_targets": "all", "cf_recency": 0.5, "cf_target_recency": 0.3},
         {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
         {"preset": "tuned", "cf_sampled_items": 20, "llm_sampled_items": 20},
+        {"preset": "tuned", **DECODER},
     ],
-    ids=["tuned", "user_id_only", "shuffled", "all targets", "unseen", "sampled"],
+    ids=["tuned", "user_id_only", "shuffled", "all targets", "unseen", "sampled", "decoder"],
 )
 def test_learns_the_toy_groups(fit, keys):
     trainer, _, _, test = fit(**keys)
@@ -133,7 +136,7 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 
     monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
     paper = {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}
-    for keys in ({}, {"cf_targets": "mixed", "prompt_order": "shuffled"}, paper):
+    for keys in ({}, {"cf_targets": "mixed", "prompt_order": "shuffled"}, DECODER, paper):
         seen.clear()
         trainer, train, valid, test = fit(**keys)
         features = train._dataset.inter_feat
@@ -221,6 +224,48 @@ def test_scores_are_cosines_and_predict_agrees(build):
     model.remember_users()
     remembered = model.full_sort_predict(Interaction({"user_id": users})).view(4, -1)
     torch.testing.assert_close(remembered, full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_decoder_knows_what_it_has_read_and_nothing_later(build):
+    """z at a place changes with the items read before it, and not with those after it."""
+    _, model, *_ = build("TokenRec", **SMALL, **DECODER)
+    model.eval()
+    codes = torch.randint(0, 16, (2, model.user_codes.shape[1]))
+    model.item_codes.random_(0, 16)
+    history, number = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    read, read_number = torch.tensor([[4, 5, 6], [7, 8, 0]]), torch.tensor([3, 2])
+    z = model.encode(codes, 0, history, number, read, read_number)
+    assert z.shape == (2, 4, model.item_vectors.shape[1])
+    torch.testing.assert_close(z[:, 0], model.encode(codes, 0, history, number), rtol=1e-4, atol=1e-5)
+    changed = read.clone()
+    changed[0, 1] = 9
+    other = model.encode(codes, 0, history, number, changed, read_number)
+    torch.testing.assert_close(other[0, :2], z[0, :2])
+    assert (other[0, 2:] - z[0, 2:]).abs().amax(dim=-1).min() > 1e-5
+    torch.testing.assert_close(other[1], z[1])
+
+
+@pytest.mark.unit
+def test_decoder_reads_the_latest_items_and_the_prompt_lists_those_before(build, monkeypatch):
+    _, model, *_ = build("TokenRec", **SMALL, **DECODER)
+    calls = []
+    original = type(model).encode
+
+    def spy(self, codes, template, history, number, read, read_number):
+        for row in range(len(codes)):
+            calls.append((history[row, : number[row]].tolist(), read[row, : read_number[row]].tolist()))
+        return original(self, codes, template, history, number, read, read_number)
+
+    monkeypatch.setattr(type(model), "encode", spy)
+    users = torch.arange(1, model.n_users)
+    model.encode_users(users)
+    split = {tuple(listed + read): (listed, read) for listed, read in calls}
+    limit, most = model.history_limit(), DECODER["prompt_decoder_items"]
+    for user in users.tolist():
+        own = model.histories.of_user(user).tolist()
+        listed, read = split[tuple(own[-limit - most :])]
+        assert len(read) == min(most, len(own) - 1)
 
 
 @pytest.mark.unit

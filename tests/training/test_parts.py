@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.training.parts import mixed_part, next_part, random_part
+from recbole_tokenrec.training.parts import mixed_part, next_part, random_part, visible_in_turn, window_part
 
 pytestmark = pytest.mark.unit
 SHARE = (0.1, 0.4)
@@ -63,3 +63,25 @@ def test_mixed_parts_are_of_both_kinds(histories, generator):
     left_out = torch.bincount(histories.rows()[~(is_target | visible)], minlength=histories.n_users) > 0
     whole = (long & ~left_out).sum() / long.sum()
     assert 0.4 < whole < 0.9  # next parts leave out what comes later, random parts nothing
+
+
+def test_windows_follow_what_is_visible_and_hold_at_least_half_of_a_short_history(histories, generator):
+    rows, count = histories.rows(), histories.counts()
+    is_target, visible = window_part(histories, 7, generator)
+    for user in range(histories.n_users):
+        part = slice(int(histories.indptr[user]), int(histories.indptr[user + 1]))
+        shown, asked = int(visible[part].sum()), int(is_target[part].sum())
+        if count[user] < 2:
+            assert shown == asked == 0
+        else:
+            assert visible[part][:shown].all() and is_target[part][shown : shown + asked].all()
+            assert shown >= 1 and min(7, int(count[user]) // 2) <= asked <= 7
+    assert len(torch.bincount(rows[visible], minlength=200).unique()) > 10  # cuts differ
+
+
+def test_known_at_each_target_is_what_was_shown_and_the_targets_before_it():
+    rows, items = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([5, 6, 7, 8, 9])
+    visible = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 3, 4])
+    asked, known = visible_in_turn(rows, items, *visible)
+    found = [sorted(known[asked == target].tolist()) for target in range(5)]
+    assert found == [[1, 2], [1, 2, 5], [1, 2, 5, 6], [4], [4, 8]]
