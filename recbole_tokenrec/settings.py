@@ -151,6 +151,10 @@ OPTIONS: dict[str, Option] = {
     "llm_train_batch_size": _int("Users or interactions of a batch.", 1),
     "llm_target_ratio": Option(list, "Least and largest share of a user's items held out as targets of one prompt."),
     "llm_target_weight": _float("A user with n targets weighs n to this power in the softmax loss.", 0, 1),
+    "llm_horizon": _int(
+        "With prompt_decoder_items: how many of the items to come are targets, alike, each time that the decoder has "
+        "read one. A test item lies two steps after the training part.", 1
+    ),
     "llm_user_tokens": _choice(
         "Items that a training prompt's user tokens are made of: visible (folded in, so that they do not know the "
         "targets; needs cf_loss: softmax_cosine without cf_user_table), or all.",
@@ -220,7 +224,7 @@ def read_settings(config) -> Settings:
             raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")
     if settings.prompt_decoder_items:
         needs = {"prompt_order": "sequential", "prompt_style": "pooled", "prompt_history": True}
-        for key, value in {**needs, "llm_loss": "softmax", "llm_distill": 0.0}.items():
+        for key, value in {**needs, "llm_loss": "softmax", "llm_user_tokens": "visible"}.items():
             if values[key] != value:
                 raise ConfigError(
                     f"prompt_decoder_items: {settings.prompt_decoder_items} needs {key}: {value}; it is {values[key]}"

@@ -69,8 +69,8 @@ def test_wrong_values(key, value, text):
         ({"cf_n_layers": 0}, "cf_targets: 'next' needs"),
         ({"cf_user_table": True, "llm_user_tokens": "all"}, "cf_targets: 'next' needs"),
         ({"llm_batching": "interactions"}, "needs llm_batching: users"),
-        ({"prompt_decoder_items": 5}, "prompt_decoder_items: 5 needs llm_distill: 0.0; it is 0.5"),
-        ({"prompt_decoder_items": 5, "llm_distill": 0, "prompt_order": "shuffled"}, "needs prompt_order: sequential"),
+        ({"prompt_decoder_items": 5, "prompt_style": "compact"}, "5 needs prompt_style: pooled; it is compact"),
+        ({"prompt_decoder_items": 5, "prompt_order": "shuffled"}, "needs prompt_order: sequential"),
     ],
 )
 def test_contradictions(changed, text):

@@ -39,7 +39,7 @@ from recbole_tokenrec.training.loaders import (
     VISIBLE_ROWS,
 )
 from recbole_tokenrec.training.losses import fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
-from recbole_tokenrec.training.parts import visible_in_turn
+from recbole_tokenrec.training.parts import InTurn, in_turn
 from recbole_tokenrec.training.sampling import draw_candidates
 
 COLLABORATIVE, USER_TOKENIZER, ITEM_TOKENIZER, LLM = "cf", "user_tokenizer", "item_tokenizer", "llm"
@@ -132,14 +132,17 @@ class TokenRec(GeneralRecommender):
         codes = interaction[USER_CODES] if USER_CODES in interaction else self.user_codes[users]
         rows, items = interaction[TARGET_ROWS], interaction[TARGET_ITEMS]
         visible = interaction[VISIBLE_ROWS], interaction[VISIBLE_ITEMS]
+        prompt = codes, template, interaction[HISTORY], interaction[HISTORY_LENGTH]
         weights = torch.bincount(rows, minlength=len(users)).float().pow(settings.llm_target_weight - 1)[rows]
-        shown = interaction[HISTORY], interaction[HISTORY_LENGTH]
         if settings.prompt_decoder_items:
-            z = self._after_each(codes, template, *shown, rows, items)
-            visible = visible_in_turn(rows, items, *visible)
-            rows = torch.arange(len(rows), device=rows.device)
+            turn = in_turn(rows, items, *visible)
+            z, visible = self._after_each(*prompt, turn, items), turn.known
+            rows, items = turn.ahead(items, settings.llm_horizon)
+            weights = weights[rows] / torch.bincount(rows)[rows]
+            queries = self._vectors_after_each(turn) if settings.llm_distill else None
         else:
-            z = self.encode(codes, template, *shown)
+            z = self.encode(*prompt)
+            queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[users]
         if settings.llm_loss == "pairwise_cosine":
             negatives = torch.randint(1, self.n_items, items.shape, device=items.device)
             return pairwise_cosine_loss(
@@ -154,20 +157,19 @@ class TokenRec(GeneralRecommender):
             settings.llm_temperature,
             weights=weights,
             masked=visible,
-            teacher=self._teacher(interaction, visible, candidates) if settings.llm_distill else None,
+            teacher=self._teacher(queries, visible, candidates) if settings.llm_distill else None,
             teacher_weight=settings.llm_distill,
             low_precision=self.low_precision,
             candidates=candidates,
         )
 
     @torch.no_grad()
-    def _teacher(self, interaction, visible, candidates) -> torch.Tensor:
+    def _teacher(self, queries, visible, candidates) -> torch.Tensor:
         """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities.
 
-        Where the user tokens are made of the visible items, so is the opinion. With ``candidates`` (B, C), each
-        candidate counting for the items that it stands for.
+        Where the user tokens are made of the visible items, so are the ``queries`` (B, d). With ``candidates``
+        (B, C), each candidate counting for the items that it stands for.
         """
-        queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[interaction[self.USER_ID]]
         items = self.item_vectors if candidates is None else self.item_vectors[candidates.items]
         scores = F.normalize(queries, dim=-1) @ F.normalize(items, dim=-1).T / self.settings.cf_temperature
         if candidates is None:
@@ -177,6 +179,11 @@ class TokenRec(GeneralRecommender):
             scores += candidates.log_weight
             scores[candidates.pairs(*visible)] = -torch.inf
         return scores.softmax(dim=-1)
+
+    @torch.no_grad()
+    def _vectors_after_each(self, turn: InTurn) -> torch.Tensor:
+        """(P, d) what the collaborative stage makes of all that is known before each target."""
+        return self.collaborative.fold_in(*turn.known, turn.known_ages, len(turn.rows))
 
     def _interaction_loss(self, interaction) -> torch.Tensor:
         """One target a prompt, RecBole's sampled negative: the paper's way."""
@@ -232,13 +239,12 @@ class TokenRec(GeneralRecommender):
         base = F.normalize(self.user_tokenizer.decode(user_codes), dim=-1) if self.settings.llm_residual else None
         return self.llm(prompt, base, None if read is None else self.prompts.items(self.item_codes[read], read_number))
 
-    def _after_each(self, codes, template, history, number, rows, items) -> torch.Tensor:
-        """z (P, d) from which each of the targets (P,), grouped by row and in time order, is to be found."""
-        count = torch.bincount(rows, minlength=len(codes))
-        place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    def _after_each(self, codes, template, history, number, turn: InTurn, items) -> torch.Tensor:
+        """z (P, d) from which each of the targets ``items`` (P,) is to be found, by those before it."""
+        count = torch.bincount(turn.rows, minlength=len(codes))
         window = items.new_zeros(len(codes), int(count.max()))
-        window[rows, place] = items
-        return self.encode(codes, template, history, number, window[:, :-1], count - 1)[rows, place]
+        window[turn.rows, turn.places] = items
+        return self.encode(codes, template, history, number, window[:, :-1], count - 1)[turn.rows, turn.places]
 
     @torch.no_grad()
     def encode_users(self, users: torch.Tensor) -> torch.Tensor:

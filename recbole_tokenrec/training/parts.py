@@ -9,6 +9,8 @@ A user with a single item has a target and nothing visible in :func:`random_part
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from recbole_tokenrec.histories import Histories
@@ -65,30 +67,50 @@ def mixed_part(histories: Histories, share: tuple[float, float], generator: torc
     return is_target, visible
 
 
-def visible_in_turn(
-    rows: torch.Tensor, items: torch.Tensor, visible_rows: torch.Tensor, visible_items: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is known already at each of P targets that are asked for in their turn.
+class InTurn(NamedTuple):
+    """P targets of several users, asked for one after the other; each but the first of a user knows those before it.
+
+    Attributes:
+        rows: (P,) the user's row; ``places`` (P,) the target's place among those of its row, from 0.
+        known: numbers (n,) in [0, P) of targets and items (n,): what is known already when that target is asked for.
+        known_ages: (n,) how many newer items are known then.
+    """
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    known: tuple[torch.Tensor, torch.Tensor]
+    known_ages: torch.Tensor
+
+    def ahead(self, items: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each target the next ``horizon`` items (P,) of its row, itself first: numbers (m,) and items (m,)."""
+        steps = torch.arange(horizon, device=items.device)
+        end = torch.bincount(self.rows).cumsum(0)[self.rows]  # (P,)
+        at = torch.arange(len(items), device=items.device).unsqueeze(1) + steps  # (P, horizon)
+        inside = at < end.unsqueeze(1)
+        return inside.nonzero()[:, 0], items[at[inside]]
+
+
+def in_turn(rows: torch.Tensor, items: torch.Tensor, shown_rows: torch.Tensor, shown_items: torch.Tensor) -> InTurn:
+    """See :class:`InTurn`.
 
     Args:
         rows, items: (P,) the targets, grouped by row and in time order.
-        visible_rows, visible_items: (V,) what lies before them, grouped by row.
-
-    Returns:
-        Pairs (target's number in [0, P), item): what its row shows, and the row's targets before it.
+        shown_rows, shown_items: (V,) what lies before them, likewise.
     """
     device, users = rows.device, int(rows.max()) + 1 if len(rows) else 0
-    targets, shown = torch.bincount(rows, minlength=users), torch.bincount(visible_rows, minlength=users)[:users]
-    place = torch.arange(len(rows), device=device) - (targets.cumsum(0) - targets)[rows]
-    pairs = []
-    for values, first, number in (
-        (visible_items, (shown.cumsum(0) - shown)[rows], shown[rows]),
-        (items, (targets.cumsum(0) - targets)[rows], place),
+    targets, shown = torch.bincount(rows, minlength=users), torch.bincount(shown_rows, minlength=users)[:users]
+    first_target, first_shown = targets.cumsum(0) - targets, shown.cumsum(0) - shown
+    places = torch.arange(len(rows), device=device) - first_target[rows]
+    known, ages = [], []
+    for values, first, number, newer in (
+        (shown_items, first_shown[rows], shown[rows], places),
+        (items, first_target[rows], places, torch.zeros_like(places)),
     ):
-        asked = torch.repeat_interleave(number)  # (pairs,)
+        asked = torch.repeat_interleave(number)
         within = torch.arange(len(asked), device=device) - (number.cumsum(0) - number)[asked]
-        pairs.append((asked, values[first[asked] + within]))
-    return torch.cat([pairs[0][0], pairs[1][0]]), torch.cat([pairs[0][1], pairs[1][1]])
+        known.append((asked, values[first[asked] + within]))
+        ages.append(newer[asked] + number[asked] - 1 - within)
+    return InTurn(rows, places, tuple(map(torch.cat, zip(*known))), torch.cat(ages))
 
 
 def _number_of_targets(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> torch.Tensor:

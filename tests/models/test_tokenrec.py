@@ -31,7 +31,7 @@ SMALL = {
 }
 OWN_LOSS = {"cf_loss": "own", "llm_user_tokens": "all"}
 
-DECODER = {"prompt_decoder_items": 3, "llm_distill": 0.0}
+DECODER = {"prompt_decoder_items": 3, "llm_horizon": 2}
 
 
 @pytest.fixture

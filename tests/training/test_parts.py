@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.training.parts import mixed_part, next_part, random_part, visible_in_turn, window_part
+from recbole_tokenrec.training.parts import in_turn, mixed_part, next_part, random_part, window_part
 
 pytestmark = pytest.mark.unit
 SHARE = (0.1, 0.4)
@@ -79,9 +79,20 @@ def test_windows_follow_what_is_visible_and_hold_at_least_half_of_a_short_histor
     assert len(torch.bincount(rows[visible], minlength=200).unique()) > 10  # cuts differ
 
 
-def test_known_at_each_target_is_what_was_shown_and_the_targets_before_it():
+@pytest.fixture
+def turn():
     rows, items = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([5, 6, 7, 8, 9])
-    visible = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 3, 4])
-    asked, known = visible_in_turn(rows, items, *visible)
-    found = [sorted(known[asked == target].tolist()) for target in range(5)]
-    assert found == [[1, 2], [1, 2, 5], [1, 2, 5, 6], [4], [4, 8]]
+    return in_turn(rows, items, torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 3, 4])), items
+
+
+def test_known_at_each_target_is_what_was_shown_and_the_targets_before_it(turn):
+    asked, known = turn[0].known
+    found = [list(zip(known[asked == at].tolist(), turn[0].known_ages[asked == at].tolist())) for at in range(5)]
+    assert found == [
+        [(1, 1), (2, 0)], [(1, 2), (2, 1), (5, 0)], [(1, 3), (2, 2), (5, 1), (6, 0)], [(4, 0)], [(4, 1), (8, 0)],
+    ]  # fmt: skip
+
+
+def test_items_to_come_stay_in_their_row(turn):
+    numbers, items = turn[0].ahead(turn[1], 2)
+    assert [items[numbers == at].tolist() for at in range(5)] == [[5, 6], [6, 7], [7], [8, 9], [9]]
