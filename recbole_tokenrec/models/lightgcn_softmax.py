@@ -138,11 +138,14 @@ class LightGCNSoftmax(GeneralRecommender):
         """Vectors of users known by their items alone, up to a factor, which cosine ignores: (n_rows, d).
 
         Args:
-            rows, items, ages: (n,) who took what, and how many newer items that user has.
+            rows, items, ages: (n,) who took what, grouped by row in ascending order, and how many newer items that
+                user has.
         """
-        weights = (ages.float() + 1).pow(-self.recency).unsqueeze(1)
-        inputs = F.embedding(items, self.item_inputs()) * weights
-        return torch.zeros(n_rows, inputs.shape[1], device=inputs.device).index_add(0, rows, inputs)
+        weights = (ages.float() + 1).pow(-self.recency)
+        number = torch.bincount(rows, minlength=n_rows)
+        return F.embedding_bag(
+            items, self.item_inputs(), number.cumsum(0) - number, mode="sum", per_sample_weights=weights
+        )
 
     def training_batches(self, batch_size: int):
         """The loader whose batches :meth:`calculate_loss` takes."""

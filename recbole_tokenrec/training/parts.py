@@ -97,20 +97,18 @@ def in_turn(rows: torch.Tensor, items: torch.Tensor, shown_rows: torch.Tensor, s
         rows, items: (P,) the targets, grouped by row and in time order.
         shown_rows, shown_items: (V,) what lies before them, likewise.
     """
-    device, users = rows.device, int(rows.max()) + 1 if len(rows) else 0
-    targets, shown = torch.bincount(rows, minlength=users), torch.bincount(shown_rows, minlength=users)[:users]
-    first_target, first_shown = targets.cumsum(0) - targets, shown.cumsum(0) - shown
-    places = torch.arange(len(rows), device=device) - first_target[rows]
-    known, ages = [], []
-    for values, first, number, newer in (
-        (shown_items, first_shown[rows], shown[rows], places),
-        (items, first_target[rows], places, torch.zeros_like(places)),
-    ):
-        asked = torch.repeat_interleave(number)
-        within = torch.arange(len(asked), device=device) - (number.cumsum(0) - number)[asked]
-        known.append((asked, values[first[asked] + within]))
-        ages.append(newer[asked] + number[asked] - 1 - within)
-    return InTurn(rows, places, tuple(map(torch.cat, zip(*known))), torch.cat(ages))
+    device = rows.device
+    together = torch.cat([shown_rows, rows])
+    order = torch.argsort(together, stable=True)  # each row's items in time order, the shown ones first
+    history = torch.cat([shown_items, items])[order]
+    count = torch.bincount(together)
+    targets = torch.bincount(rows, minlength=len(count))
+    places = torch.arange(len(rows), device=device) - (targets.cumsum(0) - targets)[rows]
+    number = (count - targets)[rows] + places  # (P,) known before each target
+    asked = torch.repeat_interleave(number)
+    within = torch.arange(len(asked), device=device) - (number.cumsum(0) - number)[asked]
+    known = history[(count.cumsum(0) - count)[rows][asked] + within]
+    return InTurn(rows, places, (asked, known), number[asked] - 1 - within)
 
 
 def _number_of_targets(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
