@@ -15,7 +15,7 @@ from recbole_tokenrec.experiments.statistics import collect, compare, mean_sd
 from recbole_tokenrec.settings import nearest
 
 TITLE = "Tables 2 and 3: every model on one data set"
-ARGUMENTS = ("rows", "without")
+ARGUMENTS = ("rows", "without", "once")
 
 ROWS = [
     Run("Pop", "Pop", seeded=False),
@@ -52,10 +52,11 @@ def add_arguments(parser) -> None:
     names = ", ".join(run.label for run in (*ROWS, ORDER_BLIND))
     parser.add_argument("--rows", help=f"NAME[;NAME...] of: {names} (default: all)")
     parser.add_argument("--without", help="NAME[;NAME...] of the same to leave out, e.g. the slow generative models")
+    parser.add_argument("--once", help="NAME[;NAME...] of the same to train with the first seed only, to save time")
 
 
 def run(bench: Bench, arguments) -> Report:
-    rows = chosen(all_rows(bench), arguments.rows, arguments.without)
+    rows = chosen(all_rows(bench), arguments.rows, arguments.without, arguments.once)
     records = carry_out(rows, bench)
     return report(bench.dataset, records, uses_order(bench))
 
@@ -70,14 +71,14 @@ def all_rows(bench: Bench) -> list[Run]:
     return [*ROWS, ORDER_BLIND] if uses_order(bench) else list(ROWS)
 
 
-def chosen(rows: list[Run], only: str | None, without: str | None) -> list[Run]:
-    """The rows that ``--rows`` and ``--without`` leave.
+def chosen(rows: list[Run], only: str | None, without: str | None, once: str | None = None) -> list[Run]:
+    """The rows that ``--rows`` and ``--without`` leave; those of ``--once`` are not ``seeded``.
 
     Raises:
         ConfigError: a name that no row has, or no row is left.
     """
     labels = [run.label for run in rows]
-    for text in filter(None, (only, without)):
+    for text in filter(None, (only, without, once)):
         for name in text.split(";"):
             if name not in labels:
                 raise ConfigError(f"rows: '{name}' is not known{nearest(name, labels)}; allowed: {'; '.join(labels)}")
@@ -85,7 +86,7 @@ def chosen(rows: list[Run], only: str | None, without: str | None) -> list[Run]:
     left = [run for run in left if run.label not in (without or "").split(";")]
     if not left:
         raise ConfigError("rows: none is left")
-    return left
+    return [run._replace(seeded=False) if run.label in (once or "").split(";") else run for run in left]
 
 
 def report(dataset: str, records: list[dict], with_order: bool) -> Report:
@@ -126,11 +127,10 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
         ),
     ]  # fmt: skip
     data = records[0]["data"]
-    number = max(len(entry["seeds"]) for entry in entries.values())
     sentences = [
         f"{data['users']} users, {data['items']} items, {data['interactions']} interactions; leave-one-out by time, "
         f"full sort, history masked, scores from the training part only, selection on validation NDCG@20. "
-        f"{number} seed{'s' if number > 1 else ''}; mean ± standard deviation over seeds.",
+        f"{_seeds(records)}",
     ]
     if with_order:
         sentences.append(
@@ -142,6 +142,22 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
         for r in records
     ]}  # fmt: skip
     return Report(f"{dataset}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
+
+
+def _seeds(records: list[dict]) -> str:
+    """How many seeds the rows have, and which of them have one."""
+    seeds: dict[str, list[int]] = {}
+    for record in records:
+        seeds.setdefault(record["label"], []).append(record["seed"])
+    most = max(seeds.values(), key=len)
+    if len(most) == 1:
+        return f"One seed ({most[0]})."
+    fixed = {run.label for run in ROWS if not run.seeded}
+    once = [label for label, own in seeds.items() if len(own) == 1 and label not in fixed]
+    text = f"Mean ± standard deviation over {len(most)} seeds ({', '.join(map(str, most))})"
+    text += "." if not once else f"; of one seed ({most[0]}) alone, without a deviation: {', '.join(once)}."
+    free = [label for label in seeds if label in fixed]
+    return text + (f" No seed changes {', '.join(free)}." if free else "")
 
 
 def _comparisons(entries: dict, with_order: bool) -> list[dict]:

@@ -30,7 +30,7 @@ class Run(NamedTuple):
         model: ours or RecBole's.
         keys: settings that make the row what it is.
         preset: TokenRec's.
-        seeded: whether the seed changes anything; a closed-form model is run once.
+        seeded: whether it is trained with every seed; a closed-form model needs the first one only.
         unseen_prompt: add a row of the same weights with the unseen template.
         stage_rows: add TokenRec's own collaborative stage, scored by dot product and by cosine.
     """

@@ -71,6 +71,25 @@ def test_overall_writes_all_files_and_goes_on_where_it_stopped(experiment, monke
 
 
 @pytest.mark.recipe
+def test_overall_trains_the_rows_of_once_with_the_first_seed_only(experiment):
+    arguments = ["--rows", "Pop;BPR;GTN", *FAST]
+    code, result, folder = experiment("overall", *arguments, "--once", "GTN;BERT4Rec", seeds=2)
+    assert code == 0
+    seeds = {label: row["seeds"] for label, row in result["rows"].items()}
+    assert seeds == {"Pop": [2020], "BPR": [2020, 2021], "GTN": [2020]}
+    assert sorted(file.name[:8] for file in (folder / "runs").iterdir()) == [
+        "bpr-2020", "bpr-2021", "gtn-2020", "pop-2020",
+    ]  # fmt: skip
+    text = (folder / "result.md").read_text()
+    assert "--once 'GTN;BERT4Rec'" in text and "without a deviation: GTN." in text
+
+    # all seeds later: what is trained is read back, and the page says otherwise
+    again = experiment("overall", *arguments, seeds=2)[1]
+    assert again["rows"]["GTN"]["seeds"] == [2020, 2021] and len(list((folder / "runs").iterdir())) == 5
+    assert "of one seed" not in (folder / "result.md").read_text()
+
+
+@pytest.mark.recipe
 def test_ablation_compares_every_part_with_the_full_model(experiment, monkeypatch):
     from recbole_tokenrec.experiments import ablation
 
@@ -159,6 +178,7 @@ def test_tune_orders_the_grid_by_validation(experiment):
     [
         (["overall", "--rows", "EASI"], "rows: 'EASI' is not known; did you mean 'EASE'?"),
         (["overall", "--rows", "EASE", "--without", "EASE"], "rows: none is left"),
+        (["overall", "--once", "CIDD"], "rows: 'CIDD' is not known; did you mean 'CID'?"),
         (["overall", "--seeds", "0"], "--seeds: 0 is not allowed"),
         (["overall", "--mq_num_codeboks=3"], "unknown configuration key 'mq_num_codeboks'; did you mean"),
         (["ablation", "--preset", "tunned"], "preset: 'tunned' is not known"),

@@ -1,0 +1,80 @@
+"""The page of rows with unequal numbers of seeds, from records made by hand."""
+
+import numpy as np
+import pytest
+
+from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.experiments.overall import ROWS, chosen, report
+from recbole_tokenrec.experiments.report import markdown
+from recbole_tokenrec.experiments.statistics import ndcg_per_user
+
+pytestmark = pytest.mark.unit
+USERS = 200
+METRICS = [f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)]
+
+
+def record(label, seed, best, *more):
+    """Of a training whose held-out items are ranked 1 to ``best``; ``more`` are labels of its further rows."""
+    rng = np.random.default_rng(seed + len(label))
+    rows = []
+    for name in (label, *more):
+        ranks = {split: rng.integers(1, best, USERS).tolist() for split in ("valid", "test")}
+        values = {split: dict.fromkeys(METRICS, ndcg_per_user([ranks[split]]).mean()) for split in ranks}
+        rows.append({"label": name, "ranks": ranks, **values})
+    data = {"users": USERS, "items": 50, "interactions": 2000}
+    return {"label": label, "seed": seed, "rows": rows, "data": data, "seconds": {"train": 7.0}, "peak_rss_mb": 90.0,
+            "parameters": 1234, "config": {}, "versions": {}}  # fmt: skip
+
+
+@pytest.fixture
+def records():
+    return [
+        record("Pop", 1, 400), record("BPR", 1, 60), record("BPR", 2, 60), record("BPR", 3, 60), record("CID", 1, 20),
+        *(record("TokenRec", seed, 10, "TokenRec (unseen prompt)") for seed in (1, 2, 3)),
+    ]  # fmt: skip
+
+
+def table(page, title):
+    """Label -> line of the table of this title."""
+    lines = page.split(f"## {title}\n")[1].split("##")[0].splitlines()
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+
+
+def test_the_page_says_which_rows_have_one_seed(records):
+    page = markdown(report("toy", records, False), "command")
+    assert (
+        "Mean ± standard deviation over 3 seeds (1, 2, 3); of one seed (1) alone, without a deviation: CID. "
+        "No seed changes Pop.\n" in page
+    )
+    for title in ("Validation", "Test"):
+        lines = table(page, title)
+        assert {label: line.count("±") for label, line in lines.items() if label != "model"} == {
+            "Pop": 0, "BPR": 6, "CID": 0, "TokenRec": 6, "TokenRec (unseen prompt)": 6,
+        }  # fmt: skip
+    assert list(table(page, "Cost"))[1:] == ["Pop", "BPR", "CID", "TokenRec"]
+    everywhere = [r for r in records if r["label"] != "CID"]
+    assert "over 3 seeds (1, 2, 3). No seed changes Pop.\n" in markdown(report("toy", everywhere, False), "command")
+    assert "NDCG@20. One seed (1)." in markdown(report("toy", [r for r in records if r["seed"] == 1], False), "command")
+
+
+def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_others_seeds(records):
+    found = report("toy", records, False).content["comparisons"]
+    against = next(c for c in found if c["row"] == "TokenRec" and c["role"] == "best baseline")
+    assert against["rival"] == "CID"  # the best by validation, whatever its number of seeds
+    mean = {}
+    for label in ("CID", "TokenRec"):
+        rows = [r["rows"][0]["ranks"] for r in records if r["label"] == label]
+        mean[label] = np.mean([ndcg_per_user([ranks[split]]).mean() for ranks in rows for split in ranks])
+    assert against["difference"] == pytest.approx(mean["TokenRec"] - mean["CID"])
+    assert against["ratio"] == pytest.approx(mean["TokenRec"] / mean["CID"])
+    assert against["low"] < against["difference"] < against["high"] and against["p"] < 0.01
+
+
+def test_once_changes_the_seeds_of_its_rows_and_nothing_else():
+    labels = [row.label for row in ROWS]
+    rows = chosen(ROWS, None, "P5-RID", "CID;POD;P5-RID")
+    assert [row.label for row in rows] == [label for label in labels if label != "P5-RID"]
+    changed = [(old.label, new) for old, new in zip((r for r in ROWS if r.label != "P5-RID"), rows) if old != new]
+    assert [label for label, _ in changed] == ["CID", "POD"] and not any(new.seeded for _, new in changed)
+    with pytest.raises(ConfigError, match="rows: 'CIDD' is not known; did you mean 'CID'"):
+        chosen(ROWS, "CID", None, "CIDD")
