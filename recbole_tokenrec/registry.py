@@ -67,6 +67,11 @@ MODELS: dict[str, ModelEntry] = {
     "LTGNN": ModelEntry("recbole_tokenrec.models.ltgnn", "model/LTGNN.yaml"),
     "SASRecCE": ModelEntry("recbole_tokenrec.models.sasrec_ce", "model/SASRecCE.yaml", trainer=_SEQUENCE_TRAINER),
     "BERT4RecCE": ModelEntry("recbole_tokenrec.models.bert4rec_ce", "model/BERT4RecCE.yaml", trainer=_SEQUENCE_TRAINER),
+    "S3RecCE": ModelEntry(
+        "recbole_tokenrec.models.s3rec_ce",
+        "model/S3RecCE.yaml",
+        trainer="recbole_tokenrec.models.s3rec_ce:S3RecCETrainer",
+    ),
     "RecencyEASE": ModelEntry("recbole_tokenrec.models.recency_ease", "model/RecencyEASE.yaml"),
     "P5": ModelEntry("recbole_tokenrec.models.p5", "model/P5.yaml", trainer=_GENERATIVE_TRAINER),
     "CID": ModelEntry("recbole_tokenrec.models.p5", "model/CID.yaml", trainer=_GENERATIVE_TRAINER),

@@ -128,7 +128,7 @@ class Recommender:
             raise ConfigError(
                 f"model {self.name} recommends for users it was trained on, by the histories it was trained on; a "
                 f"history was given for '{asked[groups[WARM][0]]}'. Models that take histories: TokenRec (with "
-                "cf_model: LightGCN), LightGCNSoftmax, SASRecCE, BERT4RecCE"
+                "cf_model: LightGCN), LightGCNSoftmax, SASRecCE, BERT4RecCE, S3RecCE"
             )
         answers = []
         for start in range(0, len(groups[HOT]), _USERS_AT_ONCE):

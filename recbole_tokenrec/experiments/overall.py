@@ -30,6 +30,7 @@ ROWS = [
     Run("LTGNN", "LTGNN"),
     Run("SASRec", "SASRecCE"),
     Run("BERT4Rec", "BERT4RecCE"),
+    Run("S3Rec", "S3RecCE"),
     Run("P5-RID", "P5", {"item_indexing": "rid"}),
     Run("P5-SID", "P5", {"item_indexing": "sid"}),
     Run("CID", "CID"),
@@ -44,7 +45,7 @@ _ORDER_BLIND = {
     "prompt_decoder_items": 0, "llm_target_weight": 0.25, "llm_epochs": 30,
 }  # fmt: skip
 ORDER_BLIND = Run("TokenRec (order-blind)", "TokenRec", _ORDER_BLIND, stage_rows=True)
-_USE_ORDER = {"SASRec", "BERT4Rec", "EASE, recency"}  # fair rivals of a TokenRec that uses it too
+_USE_ORDER = {"SASRec", "BERT4Rec", "S3Rec", "EASE, recency"}  # fair rivals of a TokenRec that uses it too
 _METRICS = [f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)]
 
 

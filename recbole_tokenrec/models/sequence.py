@@ -1,7 +1,7 @@
-"""What the two transformer baselines over item sequences share: SASRecCE and BERT4RecCE.
+"""What the transformer baselines over item sequences share: SASRecCE, BERT4RecCE and S3RecCE.
 
-They are RecBole's SASRec and BERT4Rec, layer for layer (RecBole's own ``TransformerEncoder``; its SASRec checkpoints
-load into ours), but general recommenders with batches of users. Two reasons:
+They are RecBole's SASRec, BERT4Rec and S3Rec, layer for layer (RecBole's own ``TransformerEncoder``; its SASRec
+checkpoints load into ours), but general recommenders with batches of users. Two reasons:
 
 *Cost.* RecBole turns a history of n items into n - 1 prefixes and encodes each for one target. Here a window is
 encoded once and every position is a target, as in the authors' own code: lastfm takes seconds an epoch, not minutes.

@@ -19,9 +19,10 @@ from recbole.trainer import Trainer
 from recbole_tokenrec.checkpoints import load_checkpoint, save_checkpoint
 from recbole_tokenrec.errors import CheckpointError, TrainingError
 from recbole_tokenrec.generative.trainer import GenerativeTrainer
+from recbole_tokenrec.models.s3rec_ce import S3RecCETrainer
 from recbole_tokenrec.training.progress import Clock, resume_options
 
-_LOOPS = (Trainer.fit, GenerativeTrainer.fit)
+_LOOPS = (Trainer.fit, GenerativeTrainer.fit, S3RecCETrainer.fit)
 
 
 class ResumableTraining:

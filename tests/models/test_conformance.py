@@ -22,6 +22,9 @@ QUICK = {
         "epochs": 100, "stopping_step": 20, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 5e-3,
         "mask_ratio": 0.4,
     },
+    "S3RecCE": {
+        "pretrain_epochs": 10, "epochs": 40, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 3e-3,
+    },
     "RecencyEASE": {"recency": 0.5},
 }  # fmt: skip
 # These score the items that their beams found, and nothing else.

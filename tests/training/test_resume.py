@@ -27,6 +27,7 @@ SETTINGS = {
     "LTGNN": {"embedding_size": 8, "train_batch_size": 64},
     "SASRecCE": {"hidden_size": 16, "train_batch_size": 16},
     "BERT4RecCE": {"hidden_size": 16, "train_batch_size": 16},
+    "S3RecCE": {"hidden_size": 16, "train_batch_size": 16, "pretrain_epochs": 1},
 }
 
 
