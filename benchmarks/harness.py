@@ -128,7 +128,7 @@ def begin(arguments) -> dict:
 
 def finish(arguments, before: dict, results: dict) -> None:
     """Write the JSON file and say where it is."""
-    known = {key: value for key, value in vars(arguments).items() if key not in ("out", "run")}
+    known = {key: value for key, value in vars(arguments).items() if key not in ("out", "run", "folders", "keep")}
     content = {
         "arguments": plain({key: str(value) if isinstance(value, Path) else value for key, value in known.items()}),
         "machine": {**before, "load_average_after": os.getloadavg()},

@@ -39,7 +39,8 @@ def profile(content: dict) -> list[list[str]]:
 
 
 def agreement(content: dict) -> list[list[str]]:
-    rows = [["", "test NDCG@20", "test HR@20", "CPU s to encode all users"]]
+    users = content.get("compared", content["data"]["users"])
+    rows = [["", "test NDCG@20", "test HR@20", f"CPU s to encode {users:,} users"]]
     for name, way in content["ways"].items():
         test = way["test"]
         rows.append([name, f"{test['ndcg@20']:.6f}", f"{test['hit@20']:.6f}", f"{way['encode_cpu_s']:.1f}"])
@@ -78,7 +79,8 @@ def retrieval(content: dict) -> list[list[str]]:
 def tokenize(content: dict) -> list[list[str]]:
     rows = [["entities", "K", "CPU s", "peak MiB", "of which vectors"]]
     for row in content["rows"]:
-        rows.append([f"{row['entities']:,} {row['of']}", str(row["codebooks"]), f"{row['cpu_s']:.1f}",
+        what = "users or items" if row["of"] == "paper" else row["of"]
+        rows.append([f"{row['entities']:,} {what}", str(row["codebooks"]), f"{row['cpu_s']:.1f}",
                      f"{row['peak_rss_mb']:,.0f}", f"{row['vectors_mb']:,.0f}"])  # fmt: skip
     return rows
 

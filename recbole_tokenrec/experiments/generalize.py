@@ -23,7 +23,7 @@ from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, record_path
 from recbole_tokenrec.experiments.statistics import mean_sd
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.pipeline import describe_data, start_logging, versions, write_json
-from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.ranks import metrics_of, with_ranks
 from recbole_tokenrec.registry import available_presets
 
 TITLE = "Table 4: seen and unseen users"
@@ -108,12 +108,6 @@ def fold_in(model, histories: Histories, users: torch.Tensor) -> None:
     model.histories = model.evaluation_histories = histories
 
 
-def _figures(ranks: list[int], places: np.ndarray, k: int = 20) -> dict[str, float]:
-    part = np.asarray(ranks)[places]
-    found = (part > 0) & (part <= k)
-    return {"hit@20": float(found.mean()), "ndcg@20": float((found / np.log2(np.maximum(part, 1) + 1)).mean())}
-
-
 def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -> Report:
     per_seed = []
     for known, record in zip(trained, records):
@@ -124,9 +118,9 @@ def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -
         per_seed.append(
             {
                 split: {
-                    "seen users": _figures(record["ranks"][split], others),
-                    "unseen users": _figures(record["ranks"][split], places),
-                    "the same users, trained on": _figures(known_ranks[split], places),
+                    "seen users": metrics_of(record["ranks"][split], others),
+                    "unseen users": metrics_of(record["ranks"][split], places),
+                    "the same users, trained on": metrics_of(known_ranks[split], places),
                 }
                 for split in ("valid", "test")
             }
