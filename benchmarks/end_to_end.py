@@ -1,10 +1,11 @@
 """TokenRec from the data file to the metrics: minutes of every stage, processor time and peak memory.
 
-    python -m benchmarks.end_to_end output/experiments
+    python -m benchmarks.end_to_end output
 
-Nothing is trained here. ``recbole-tokenrec experiment …`` keeps a record of each training, with what it took; this
-collects TokenRec's from the folders named, the seed's first of each data set and preset. A stage that came out of the
-stage cache counts with the seconds that it took when it was trained; the processor's seconds are then not known.
+Nothing is trained here. ``recbole-tokenrec run`` and ``experiment`` keep records of what each training took; this
+collects TokenRec's from the folders named, one of each data set and preset: of those that were trained from end to end
+the first seed's. A stage that came out of the stage cache counts with the seconds that it took when it was trained; the
+processor's seconds are then not known.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PARTS = ("data", "build", "cf", "tokenizer", "llm", "evaluation")
 
 def main() -> None:
     arguments_parser = parser(__doc__.splitlines()[0], "end_to_end", rounds=1)
-    arguments_parser.add_argument("folders", type=Path, nargs="+", help="of experiments, searched for runs/*.json")
+    arguments_parser.add_argument("folders", type=Path, nargs="+", help="--output_dir of runs and experiments")
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
     finish(arguments, before, {"rows": rows_of(arguments.folders)})
@@ -28,30 +29,34 @@ def main() -> None:
 
 def rows_of(folders) -> list[dict]:
     """One row for each data set and preset."""
-    found = {}
-    for file in sorted(file for folder in folders for file in folder.rglob("runs/*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record.get("label") in LABELS and "stages" in record:
-            row = row_of(record)
-            found.setdefault((row["dataset"], row["preset"], row["seed"]), row)
-    first = {}
-    for key in sorted(found):
-        first.setdefault(key[:2], found[key])
-    return list(first.values())
+    rows = []
+    for file in sorted(file for folder in folders for file in folder.rglob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            continue
+        if content.get("label") in LABELS and "stages" in content:  # of an experiment
+            rows.append(row_of(content, content["data"], content["seed"]))
+        for model in content.get("models", ()):  # of a run
+            if model["name"] == "TokenRec":
+                rows.append(row_of(model, content["dataset"], content["seed"]))
+    best = {}
+    for row in sorted(rows, key=lambda row: (row["dataset"], row["preset"], row["cached"], row["seed"])):
+        best.setdefault((row["dataset"], row["preset"]), row)
+    return list(best.values())
 
 
-def row_of(record: dict) -> dict:
+def row_of(record: dict, data: dict, seed: int) -> dict:
     """Seconds by part and in all, those of the processor (None if a stage came out of the cache), peak memory."""
     seconds = {part: record["seconds"][part] for part in PARTS}
-    cached = any(stage["cached"] for stage in record["stages"].values())
+    cached = any(stage["cached"] for stage in record["stages"].values()) or not record.get("cpu_seconds")
     return {
-        "dataset": record["data"]["name"],
+        "dataset": data["name"],
         "preset": record["config"]["preset"],
-        "seed": record["seed"],
-        "users": record["data"]["users"],
-        "interactions": record["data"]["interactions"],
+        "seed": seed,
+        "users": data["users"],
+        "interactions": data["interactions"],
         "seconds": {**seconds, "all": sum(seconds.values())},
-        "cpu_seconds": None if cached or not record.get("cpu_seconds") else sum(record["cpu_seconds"].values()),
+        "cpu_seconds": None if cached else sum(record["cpu_seconds"].values()),
         "cached": cached,
         "peak_rss_mb": record["peak_rss_mb"],
         "stage_peak_rss_mb": {name: stage["peak_rss_mb"] for name, stage in record["stages"].items()},

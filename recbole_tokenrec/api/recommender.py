@@ -146,9 +146,11 @@ class Recommender:
         if groups[COLD]:
             answers.append((COLD, groups[COLD], *_most_popular(data, len(groups[COLD]), k, chosen)))
         frame = _frame(asked, answers, data)
-        found = set(frame["user_id"])
-        without = {asked[place]: kind for kind, places in groups.items() for place in places
-                   if asked[place] not in found}  # fmt: skip
+        without = {}
+        if len(frame) < k * len(asked):
+            found = set(frame["user_id"])
+            without = {asked[place]: kind for kind, places in groups.items() for place in places
+                       if asked[place] not in found}  # fmt: skip
         # Few entries, if any: pandas copies attrs with every operation.
         frame.attrs.update(unknown_items=unknown, unknown_candidates=strangers, without_items=without)
         return frame
