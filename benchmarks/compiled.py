@@ -17,19 +17,20 @@ from benchmarks.harness import begin, finish, parser, side_by_side
 from benchmarks.throughput import Inference, Steps
 from benchmarks.workload import untrained
 
-PRESETS = {"full prompt": "tuned", "user-ID-only": "user_id_only"}
+PRESETS = ("user_id_only", "tuned")
 
 
 def main() -> None:
     arguments_parser = parser(__doc__.splitlines()[0], "compiled", rounds=5)
     arguments_parser.add_argument("--dataset", default="lastfm")
     arguments_parser.add_argument("--data_path", default="../shared/data")
+    arguments_parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     arguments_parser.add_argument("--backbone", default="t5-scratch-mini")
     arguments_parser.add_argument("--users", type=int, default=32, help="users of a batch (default: 32)")
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
     cases = {}
-    for name, preset in PRESETS.items():
+    for preset in arguments.presets:
         keys = {"preset": preset, "llm_backbone": arguments.backbone, "llm_train_batch_size": arguments.users}
         model, train_data = untrained(arguments.dataset, arguments.data_path, arguments.seed, **keys)
         other = copy.deepcopy(model)
@@ -39,10 +40,10 @@ def main() -> None:
                 Inference(each, each, arguments.users) if kind == "inference" else Steps(each, train_data)
                 for each in (model, other)
             ]
-            cases[f"{kind}, {name}"] = compared(*works, arguments.rounds)
-            print(f"{kind}, {name}", cases[f"{kind}, {name}"], flush=True)
+            cases[f"{kind}, {preset}"] = case = compared(*works, arguments.rounds)
             if kind == "inference":
-                cases[f"{kind}, {name}"]["least_cosine"] = least_cosine(model, other)
+                case["least_cosine"] = least_cosine(model, other)
+            print(f"{kind}, {preset}", case, flush=True)
     finish(arguments, before, {"cases": cases})
 
 

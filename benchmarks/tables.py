@@ -172,7 +172,7 @@ TABLES = {
 
 # Arguments that a command line repeats; paths and seeds are not among them.
 SAID = ("rounds", "users", "history", "compared", "pairs", "items", "kinds", "entities", "of", "sizes", "preset",
-        "llm_epochs", "cf_epochs", "backbone", "rate", "seconds")  # fmt: skip
+        "presets", "llm_epochs", "cf_epochs", "backbone", "rate", "seconds")  # fmt: skip
 
 
 def markdown(name: str, folder: Path = RESULTS) -> str:
