@@ -10,7 +10,7 @@ from benchmarks import tables
 from benchmarks.end_to_end import PARTS, rows_of
 from benchmarks.harness import Timing, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
-from benchmarks.retrieval import synthetic_items
+from benchmarks.retrieval import TURN, local_dimension, synthetic_items
 from benchmarks.scaling import fits
 from benchmarks.workload import TOKEN_PROMPT, untrained
 
@@ -77,8 +77,17 @@ def test_synthetic_items_lie_around_trained_ones():
     items = synthetic_items(trained, 3000, seed=1)
     assert items.shape == (3001, 64) and not items[0].any()
     cosine = (items[1:] @ trained[1:].T).max(dim=1).values
-    assert float(cosine.mean()) == pytest.approx(2**-0.5, abs=0.02)  # 45 degrees
+    assert float(cosine.mean()) == pytest.approx((1 + TURN**2) ** -0.5, abs=0.02)
     assert torch.equal(items, synthetic_items(trained, 3000, seed=1))
+
+
+@pytest.mark.unit
+def test_local_dimension_is_that_of_the_surface():
+    generator = torch.Generator().manual_seed(0)
+    for dim in (2, 6):  # directions of a dim-dimensional space, within 20 dimensions, make a surface of one less
+        points = torch.zeros(2000, 20)
+        points[:, :dim] = torch.randn(2000, dim, generator=generator)
+        assert local_dimension(points) == pytest.approx(dim - 1, rel=0.15)
 
 
 @pytest.mark.unit
