@@ -1,6 +1,7 @@
 """Tokenizing very many entities, and the memory of LightGCN and of the tokenizer as users and items grow.
 
-``tokenize``: codes of ``--entities`` users or items from their vectors by an MQ-Tokenizer (Eq. 4 and 5).
+``tokenize``: codes of ``--entities`` users or items from their vectors by an MQ-Tokenizer (Eq. 4 and 5) of the preset
+``tuned``, and by one of the paper's three codebooks.
 ``memory``: training steps of LightGCNSoftmax at growing sizes, 20 interactions a user, each size in a process of its
 own; beside what was measured stands what docs/scaling.md's formula says.
 """
@@ -16,17 +17,23 @@ import torch
 
 from benchmarks.harness import begin, finish, parser, seconds_of
 from recbole_tokenrec.measure import Cost, peak_rss_mb
+from recbole_tokenrec.registry import preset_values
 from recbole_tokenrec.tokenizers import MQTokenizer
 
 PER_USER, DIM, BATCH_USERS, SAMPLED = 20, 128, 256, 50_000
-BOOKS = {"items": 6, "users": 16}  # K; hidden layers of 256, L = 256
+
+def books() -> dict[str, int]:
+    """K of what can be tokenized."""
+    preset = preset_values("tuned")
+    return {"items": preset["mq_num_codebooks"], "users": preset["mq_user_num_codebooks"], "paper": 3}
+
 
 
 def main() -> None:
     arguments_parser = parser(__doc__.splitlines()[0], "catalogue", rounds=1)
     arguments_parser.add_argument("part", choices=("tokenize", "memory"))
     arguments_parser.add_argument("--entities", type=int, default=1_000_000)
-    arguments_parser.add_argument("--of", nargs="+", choices=list(BOOKS), default=list(BOOKS))
+    arguments_parser.add_argument("--of", nargs="+", choices=list(books()), default=list(books()))
     arguments_parser.add_argument("--sizes", type=int, nargs="+", default=[30_000, 100_000, 300_000, 1_000_000])
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
@@ -55,14 +62,16 @@ def answer(work, what, arguments, answers) -> None:
 
 def tokenize(of: str, arguments) -> dict:
     """Seconds and peak memory for the codes of all entities; the vectors themselves are counted in the peak."""
-    tokenizer = MQTokenizer(DIM, BOOKS[of], 256, codeword_dim=128, hidden_size=256, skip=True)
-    vectors = torch.randn(arguments.entities, DIM)
+    preset = preset_values("tuned")
+    shape = {name: preset[f"mq_{name}"] for name in ("codebook_size", "codeword_dim", "hidden_size", "skip")}
+    tokenizer = MQTokenizer(preset["cf_embedding_size"], books()[of], **shape)
+    vectors = torch.randn(arguments.entities, tokenizer.input_dim)
     tokenizer.fit_scale(vectors[:10_000])
     tokenizer.encode_all(vectors[:8192])  # warm-up
     with Cost() as cost:
         wall, cpu = seconds_of(lambda: tokenizer.encode_all(vectors))
-    return {"of": of, "codebooks": BOOKS[of], "entities": arguments.entities, "wall_s": wall, "cpu_s": cpu,
-            "peak_rss_mb": cost.peak_rss_mb, "vectors_mb": vectors.numel() * 4 / 2**20}  # fmt: skip
+    return {"of": of, "codebooks": tokenizer.num_codebooks, "entities": arguments.entities, "wall_s": wall,
+            "cpu_s": cpu, "peak_rss_mb": cost.peak_rss_mb, "vectors_mb": vectors.numel() * 4 / 2**20}  # fmt: skip
 
 
 def memory(size: int, arguments) -> dict:

@@ -23,7 +23,8 @@ import torch
 from recbole_tokenrec.measure import keep_freed_memory
 from recbole_tokenrec.pipeline import plain, versions, write_json
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "performance"
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+USE = ("use", "serve_load")  # benchmarks of the page use.md; the others belong to performance.md
 
 
 class Timing(NamedTuple):
@@ -103,15 +104,22 @@ def parser(description: str, name: str, rounds: int = 5) -> argparse.ArgumentPar
     result.add_argument("--threads", type=_positive, default=1, help="torch threads (default: 1)")
     result.add_argument("--rounds", type=_positive, default=rounds, help=f"rounds, medians count (default: {rounds})")
     result.add_argument("--seed", type=int, default=2020)
-    result.add_argument("--out", type=Path, help=f"JSON file (default: docs/results/performance/{name}[-<part>].json)")
+    where = f"docs/results/{folder_of(name)}/{name}[-<part>].json"
+    result.add_argument("--out", type=Path, help=f"JSON file (default: {where})")
     return result
+
+
+def folder_of(name: str) -> str:
+    """Where under docs/results the JSON files of a benchmark lie; the page beside has the same name."""
+    return "use" if name in USE else "performance"
 
 
 def begin(arguments) -> dict:
     """Set threads, seed and allocator as the command line of the package does; what the machine was like before."""
     if arguments.out is None:
-        parts = [sys.modules["__main__"].__spec__.name.split(".")[-1], getattr(arguments, "part", None)]
-        arguments.out = RESULTS / ("-".join(part for part in parts if part) + ".json")
+        name = sys.modules["__main__"].__spec__.name.split(".")[-1]
+        parts = [name, getattr(arguments, "part", None)]
+        arguments.out = RESULTS / folder_of(name) / ("-".join(part for part in parts if part) + ".json")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     keep_freed_memory()
@@ -120,7 +128,7 @@ def begin(arguments) -> dict:
 
 def finish(arguments, before: dict, results: dict) -> None:
     """Write the JSON file and say where it is."""
-    known = {key: value for key, value in vars(arguments).items() if key not in ("out", "run")}
+    known = {key: value for key, value in vars(arguments).items() if key not in ("out", "run", "folders", "keep")}
     content = {
         "arguments": plain({key: str(value) if isinstance(value, Path) else value for key, value in known.items()}),
         "machine": {**before, "load_average_after": os.getloadavg()},

@@ -1,10 +1,12 @@
 """Exact search against FAISS (HNSW, IVF-PQ): latency, recall@20, memory and build time over catalogue sizes.
 
 Items are made around trained ones: the LightGCNSoftmax item vectors of a data set (trained here, briefly), each item
-a randomly chosen trained one plus noise that turns it by about 45 degrees, so that the neighbourhood structure is
+a randomly chosen trained one plus noise that turns it by about 33 degrees, so that the neighbourhood structure is
 that of a real catalogue (crowded directions, empty ones) and not of a uniform ball, which no graph index can search.
-Queries are that model's user vectors, as users ask in earnest. Every query is searched by itself (one user) and in a
-batch. An index that takes long to build can be kept: --keep FOLDER reads the ones it holds and adds those it lacks.
+How much noise: as many synthetic items as there are trained ones then have about the same local intrinsic dimension,
+which is what decides how hard a search is; the JSON file has both. Queries are that model's user vectors, as users ask
+in earnest. Every query is searched by itself (one user) and in a batch. An index that takes long to build can be kept:
+--keep FOLDER reads the ones it holds and adds those it lacks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.retrieval import build_index
 from recbole_tokenrec.retrieval.faiss_index import FaissIndex
 
-TURN = 1.0  # length of the noise beside a unit vector: 45 degrees
+TURN = 0.65  # length of the noise beside a unit vector: 33 degrees
 KINDS = {"exact": {}, "hnsw": {"kind": "hnsw"}, "ivf_pq": {"kind": "ivf_pq"}}
 
 
@@ -49,7 +51,9 @@ def main() -> None:
         rows += at_size(vectors, queries, arguments)
         del vectors
         gc.collect()
-    finish(arguments, before, {"trained_items": len(trained) - 1, "rows": rows})
+    as_many = synthetic_items(trained, len(trained) - 1, arguments.seed)
+    dimensions = {"trained": local_dimension(trained[1:]), "synthetic": local_dimension(as_many[1:])}
+    finish(arguments, before, {"trained_items": len(trained) - 1, "local_dimension": dimensions, "rows": rows})
 
 
 def trained_vectors(arguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +75,16 @@ def synthetic_items(trained: torch.Tensor, number: int, seed: int) -> torch.Tens
     chosen = torch.randint(len(sources), (number,), generator=generator)
     noise = torch.randn(number, trained.shape[1], generator=generator).mul_(TURN / trained.shape[1] ** 0.5)
     return torch.cat([torch.zeros(1, trained.shape[1]), F.normalize(sources[chosen] + noise, dim=-1)])
+
+
+def local_dimension(vectors: torch.Tensor, k: int = 20) -> float:
+    """Local intrinsic dimension of directions (n, d): the median over them of Levina and Bickel's estimate.
+
+    It reads how fast the distances to the k nearest others grow: with the r-th root of their number in r dimensions.
+    """
+    unit = F.normalize(vectors, dim=-1)
+    distances = torch.cdist(unit, unit).fill_diagonal_(torch.inf).topk(k, largest=False).values  # (n, k)
+    return float((-(k - 1) / (distances[:, :-1] / distances[:, -1:]).log().sum(dim=1)).median())
 
 
 def at_size(vectors: torch.Tensor, queries: torch.Tensor, arguments, k: int = 20) -> list[dict]:

@@ -1,24 +1,31 @@
 """Load on ``recbole-tokenrec serve``: requests at a fixed rate over loopback, and how long each took.
 
-    python benchmarks/serve_load.py --checkpoint C --rate 50 --seconds 20
+    python -m benchmarks.serve_load --checkpoint C --rate 50 --seconds 20
 
 Starts the server itself, asks it for random known users, one request every 1 / rate seconds whether or not earlier ones
-are answered (so that a slow server cannot slow the load), and prints one JSON line. Then it sends malformed requests
-and counts answers other than 4xx. Standard library only on the asking side, which runs on the same machine.
+are answered: a slow server cannot slow the load, and a request's time runs from when it was due. After each of
+``--rounds`` such loads come malformed requests, of which each must get a 4xx. The asking side is the standard library
+alone and runs on the same machine. The server's CPU seconds are read from the kernel.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import http.client
-import json
+import os
 import random
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import quote
+
+from benchmarks.harness import begin, finish, parser
+from benchmarks.use import about
+from recbole_tokenrec import load
+
+SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 MALFORMED = [
     ("GET", "/recommend", None),
@@ -38,45 +45,60 @@ MALFORMED = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--rate", type=float, default=50.0, help="requests a second (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="(default: %(default)s)")
-    arguments = parser.parse_args()
-
-    from recbole_tokenrec import load
-
-    users = load(arguments.checkpoint).users
-    command = [sys.executable, "-m", "recbole_tokenrec.cli.main", "serve", "--port", "0"]
-    server = subprocess.Popen([*command, "--checkpoint", arguments.checkpoint], stdout=subprocess.PIPE, text=True)
+def main() -> None:
+    arguments_parser = parser(__doc__.splitlines()[0], "serve_load", rounds=3)
+    arguments_parser.add_argument("--checkpoint", required=True)
+    arguments_parser.add_argument("--rate", type=float, default=50.0, help="requests a second (default: %(default)s)")
+    arguments_parser.add_argument("--seconds", type=float, default=20.0, help="of a round (default: %(default)s)")
+    arguments = arguments_parser.parse_args()
+    before = begin(arguments)
+    model = load(arguments.checkpoint)
+    words = [sys.executable, "-m", "recbole_tokenrec.cli.main", "serve", "--port", "0"]
+    words += ["--threads", str(arguments.threads), "--checkpoint", arguments.checkpoint]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    rounds = []
     try:
-        port = int(server.stdout.readline().split()[3].rsplit(":", 1)[1])
-        taken, codes = load_test(port, users, arguments.rate, arguments.seconds)
-        wrong = [(method, path[:40], code) for method, path, code in malformed(port) if not 400 <= code < 500]
+        line = server.stdout.readline()
+        if not line.startswith("serving"):
+            sys.exit(f"the server did not start: {line!r}")
+        port = int(line.split()[3].rsplit(":", 1)[1])
+        for number in range(arguments.rounds):
+            load_before, cpu = os.getloadavg()[0], cpu_seconds(server.pid)
+            taken, codes = load_test(port, model.users, arguments.rate, arguments.seconds, seed=number)
+            cpu = cpu_seconds(server.pid) - cpu
+            answers = list(malformed(port))
+            rounds.append(
+                {
+                    "requests": len(taken),
+                    "not_200": sum(code != 200 for code in codes),
+                    "ms": {name: percentile(taken, share) for name, share in SHARES.items()},
+                    "server_cpu_ms_per_request": 1000 * cpu / len(taken),
+                    "malformed": len(answers),
+                    "malformed_not_4xx": [answer for answer in answers if not 400 <= answer[2] < 500],
+                    "load_average": load_before,
+                }
+            )
+            print(rounds[-1], flush=True)
     finally:
         server.terminate()
         server.wait(30)
-    taken.sort()
-
-    def percentile(share: float) -> float:
-        return round(1000 * taken[min(int(share * len(taken)), len(taken) - 1)], 1)
-
-    print(
-        json.dumps(
-            {
-                "requests": len(taken), "rate": arguments.rate, "not_200": sum(code != 200 for code in codes),
-                "ms": {"p50": percentile(0.5), "p95": percentile(0.95), "p99": percentile(0.99), "max": percentile(1)},
-                "malformed": len(MALFORMED), "malformed_not_4xx": wrong,
-            }
-        )
-    )  # fmt: skip
-    return 0
+    finish(arguments, before, {**about(model), "rounds": rounds})
 
 
-def load_test(port: int, users: list[str], rate: float, seconds: float) -> tuple[list[float], list[int]]:
+def percentile(seconds: list[float], share: float) -> float:
+    """Milliseconds within which this share of the requests was answered."""
+    return 1000 * sorted(seconds)[min(int(share * len(seconds)), len(seconds) - 1)]
+
+
+def cpu_seconds(process: int) -> float:
+    """User and system time of a process so far (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load_test(port: int, users: list[str], rate: float, seconds: float, seed: int) -> tuple[list[float], list[int]]:
     """Seconds from the moment a request was due to its answer, and status codes."""
-    local, draw = threading.local(), random.Random(0)
+    local, draw = threading.local(), random.Random(seed)
 
     def ask(user: str, due: float) -> tuple[float, int]:
         if not hasattr(local, "connection"):
@@ -101,9 +123,9 @@ def malformed(port: int):
     for method, path, body in MALFORMED:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request(method, path, body, {"content-type": "application/json"} if body is not None else {})
-        yield method, path, connection.getresponse().status
+        yield method, path[:40], connection.getresponse().status
         connection.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

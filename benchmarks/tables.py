@@ -1,4 +1,4 @@
-"""The tables of docs/results/performance.md from the JSON files: ``python -m benchmarks.tables`` writes them anew.
+"""The tables of docs/results/performance.md and use.md from JSON: ``python -m benchmarks.tables`` writes them anew.
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is written around it is left alone.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.catalogue import formula
 from benchmarks.harness import RESULTS
 
-PAGE = RESULTS.parent / "performance.md"
+PAGES = [RESULTS / "performance.md", RESULTS / "use.md"]
 
 
 def throughput(content: dict, what: str) -> list[list[str]]:
@@ -39,7 +39,8 @@ def profile(content: dict) -> list[list[str]]:
 
 
 def agreement(content: dict) -> list[list[str]]:
-    rows = [["", "test NDCG@20", "test HR@20", "CPU s to encode all users"]]
+    users = content.get("compared", content["data"]["users"])
+    rows = [["", "test NDCG@20", "test HR@20", f"CPU s to encode {users:,} users"]]
     for name, way in content["ways"].items():
         test = way["test"]
         rows.append([name, f"{test['ndcg@20']:.6f}", f"{test['hit@20']:.6f}", f"{way['encode_cpu_s']:.1f}"])
@@ -78,7 +79,8 @@ def retrieval(content: dict) -> list[list[str]]:
 def tokenize(content: dict) -> list[list[str]]:
     rows = [["entities", "K", "CPU s", "peak MiB", "of which vectors"]]
     for row in content["rows"]:
-        rows.append([f"{row['entities']:,} {row['of']}", str(row["codebooks"]), f"{row['cpu_s']:.1f}",
+        what = "users or items" if row["of"] == "paper" else row["of"]
+        rows.append([f"{row['entities']:,} {what}", str(row["codebooks"]), f"{row['cpu_s']:.1f}",
                      f"{row['peak_rss_mb']:,.0f}", f"{row['vectors_mb']:,.0f}"])  # fmt: skip
     return rows
 
@@ -92,19 +94,85 @@ def memory(content: dict) -> list[list[str]]:
     return rows
 
 
+def end_to_end(content: dict) -> list[list[str]]:
+    rows = [["data", "preset", "collaborative", "tokenizers", "LLM4Rec", "all, evaluation included", "CPU min",
+             "peak GiB"]]  # fmt: skip
+    for row in content["rows"]:
+        minutes = [f"{row['seconds'][part] / 60:.1f}" for part in ("cf", "tokenizer", "llm", "all")]
+        cpu = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds'] / 60:.1f}"
+        rows.append([row["dataset"], row["preset"], *minutes, cpu, f"{row['peak_rss_mb'] / 1024:.1f}"])
+    return rows
+
+
+def compiled(content: dict) -> list[list[str]]:
+    rows = [["", "CPU ms, as it is", "CPU ms, compiled", "times faster", "s to compile", "pays after, steps"]]
+    for name, case in content["cases"].items():
+        gain = case["eager_ms"] - case["compiled_ms"]
+        steps = f"{1000 * case['compile_s'] / gain:,.0f}" if gain > 0 else "never"
+        rows.append([name, f"{case['eager_ms']:.0f}", f"{case['compiled_ms']:.0f}",
+                     f"{case['eager_ms'] / case['compiled_ms']:.2f}", f"{case['compile_s']:.0f}", steps])  # fmt: skip
+    return rows
+
+
+def shown(content: dict) -> list[list[str]]:
+    rows = [["who", "took last", "is recommended"]]
+    for entry in content["shown"]:
+        who = f"user {entry['user']}" if entry["kind"] == "hot" else "the history"
+        rows.append([who, "; ".join(entry["latest"]), "; ".join(entry["recommended"])])
+    return rows
+
+
+def same(content: dict) -> list[list[str]]:
+    cpu, found = content["cpu_s"], content["same"]
+    users, k = f"{found['users']:,}", found["k"]
+    equal = f"of {users} users have the same top {k}"
+    return [
+        ["", ""],
+        ["loading the checkpoint, CPU s", f"{cpu['load']:.2f}"],
+        ["the recommendations above, CPU s", f"{cpu['recommend']:.2f}"],
+        [f"top {k} of {users} users, CPU s", f"{cpu['recommend_compared']:.2f}"],
+        ["export and load back, CPU s", f"{cpu['export_and_load']:.2f}"],
+        ["`recommend` and `full_sort_predict`", f"{found['full_sort_predict']:,} {equal}"],
+        ["the export, loaded back", f"{found['export']:,} {equal}, scores bit-equal"],
+    ]
+
+
+def served(content: dict) -> list[list[str]]:
+    rows = [["round", "requests", "not 200", "p50 ms", "p95 ms", "p99 ms", "longest ms", "server's CPU ms a request",
+             "malformed", "not 4xx", "load average"]]  # fmt: skip
+    for number, row in enumerate(content["rounds"]):
+        times = [f"{row['ms'][name]:.1f}" for name in ("p50", "p95", "p99", "max")]
+        rows.append([str(number + 1), str(row["requests"]), str(row["not_200"]), *times,
+                     f"{row['server_cpu_ms_per_request']:.1f}", str(row["malformed"]),
+                     str(len(row["malformed_not_4xx"])), f"{row['load_average']:.1f}"])  # fmt: skip
+    return rows
+
+
 TABLES = {
-    "training": ("throughput-training", lambda content: throughput(content, "pairs")),
-    "inference": ("throughput-inference", lambda content: throughput(content, "users")),
-    "agreement": ("agreement", agreement),
-    "peak-small": ("peak-small", peak),
-    "peak-mini": ("peak-mini", peak),
-    "profile-small": ("peak-small", profile),
-    "profile-mini": ("peak-mini", profile),
-    "scaling": ("scaling", scaling),
-    "retrieval": ("retrieval", retrieval),
-    "tokenize": ("catalogue-tokenize", tokenize),
-    "memory": ("catalogue-memory", memory),
+    "training": ("performance/throughput-training", lambda content: throughput(content, "pairs")),
+    "inference": ("performance/throughput-inference", lambda content: throughput(content, "users")),
+    "agreement": ("performance/agreement", agreement),
+    "agreement-user-id-only": ("performance/agreement-user-id-only", agreement),
+    "agreement-small": ("performance/agreement-small", agreement),
+    "peak-small": ("performance/peak-small", peak),
+    "peak-mini": ("performance/peak-mini", peak),
+    "profile-small": ("performance/peak-small", profile),
+    "profile-mini": ("performance/peak-mini", profile),
+    "end-to-end": ("performance/end_to_end", end_to_end),
+    "compiled": ("performance/compiled", compiled),
+    "scaling": ("performance/scaling", scaling),
+    "retrieval": ("performance/retrieval", retrieval),
+    "tokenize": ("performance/catalogue-tokenize", tokenize),
+    "memory": ("performance/catalogue-memory", memory),
+    "shown": ("use/use", shown),
+    "same": ("use/use", same),
+    "served": ("use/serve_load", served),
 }
+
+
+# Arguments that a command line repeats; paths and seeds are not among them.
+SAID = ("rounds", "users", "history", "compared", "pairs", "items", "kinds", "entities", "of", "sizes", "preset",
+        "presets", "llm_epochs", "cf_epochs", "backbone", "rate", "seconds")  # fmt: skip
 
 
 def markdown(name: str, folder: Path = RESULTS) -> str:
@@ -126,11 +194,13 @@ def markdown(name: str, folder: Path = RESULTS) -> str:
 
 def command(file: str, content: dict) -> str:
     """The command line that wrote ``file``."""
-    given = dict(content["arguments"])
+    given, file = dict(content["arguments"]), Path(file).name
     words = ["python -m benchmarks." + file.split("-")[0]] + ([given.pop("part")] if "part" in given else [])
     of_other_part = {"catalogue-tokenize": ("sizes",), "catalogue-memory": ("entities", "of")}.get(file, ())
-    for key in ("rounds", "users", "pairs", "items", "entities", "of", "sizes", "llm_epochs", "cf_epochs", "backbone"):
-        if key in given and key not in of_other_part:
+    if "checkpoint" in given:
+        words.append("--checkpoint CHECKPOINT")
+    for key in SAID:
+        if given.get(key) is not None and key not in of_other_part:
             value = given[key]
             words.append(f"--{key} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return " ".join([*words, f"--threads {given['threads']}"])
@@ -149,4 +219,5 @@ def page(text: str, folder: Path = RESULTS) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in PAGES:
+        file.write_text(page(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -56,6 +56,10 @@ class Histories:
         """(n_users,) number of items of each user."""
         return self.indptr.diff()
 
+    def counts_of(self, users: torch.Tensor) -> torch.Tensor:
+        """(B,) number of items of ``users`` (B,), whatever the number of all users."""
+        return self.indptr[users + 1] - self.indptr[users]
+
     def rows(self) -> torch.Tensor:
         """(n,) the user of each entry of ``items``."""
         return torch.repeat_interleave(torch.arange(self.n_users), self.counts())
@@ -74,14 +78,14 @@ class Histories:
 
     def places(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all entries of ``users`` (B,): the row in ``users`` (n,), and the index into ``items`` (n,)."""
-        number = self.counts()[users]
+        number = self.counts_of(users)
         rows = torch.repeat_interleave(torch.arange(len(users)), number)
         first = number.cumsum(0) - number
         return rows, self.indptr[users][rows] + torch.arange(len(rows)) - first[rows]
 
     def latest(self, users: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The most recent items of ``users`` (B,): padded (B, M) with M <= ``most``, and their number (B,)."""
-        number = self.counts()[users].clamp_max(most)
+        number = self.counts_of(users).clamp_max(most)
         return take(self.items, self.indptr[users + 1] - number, number), number
 
 

@@ -34,6 +34,13 @@ def with_ranks(trainer, data, evaluate: Callable) -> tuple[dict, list[int]]:
     return metrics, ranks[np.argsort(_users_of(data), kind="stable")].tolist()
 
 
+def metrics_of(ranks: list[int], places: np.ndarray, k: int = 20) -> dict[str, float]:
+    """``hit@k`` and ``ndcg@k`` of some users: ``places`` (n,) in ``ranks``, as :func:`with_ranks` returns them."""
+    part = np.asarray(ranks)[places]
+    found = (part > 0) & (part <= k)
+    return {f"hit@{k}": float(found.mean()), f"ndcg@{k}": float((found / np.log2(np.maximum(part, 1) + 1)).mean())}
+
+
 def _users_of(data) -> np.ndarray:
     """User of each row of the evaluator's matrix."""
     if hasattr(data, "uid_list"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks import tables
+from benchmarks.end_to_end import PARTS, rows_of
 from benchmarks.harness import Timing, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
-from benchmarks.retrieval import synthetic_items
+from benchmarks.retrieval import TURN, local_dimension, synthetic_items
 from benchmarks.scaling import fits
 from benchmarks.workload import TOKEN_PROMPT, untrained
 
@@ -76,13 +77,42 @@ def test_synthetic_items_lie_around_trained_ones():
     items = synthetic_items(trained, 3000, seed=1)
     assert items.shape == (3001, 64) and not items[0].any()
     cosine = (items[1:] @ trained[1:].T).max(dim=1).values
-    assert float(cosine.mean()) == pytest.approx(2**-0.5, abs=0.02)  # 45 degrees
+    assert float(cosine.mean()) == pytest.approx((1 + TURN**2) ** -0.5, abs=0.02)
     assert torch.equal(items, synthetic_items(trained, 3000, seed=1))
 
 
 @pytest.mark.unit
-def test_the_page_shows_what_the_json_files_say():
-    text = tables.PAGE.read_text(encoding="utf-8")
+def test_local_dimension_is_that_of_the_surface():
+    generator = torch.Generator().manual_seed(0)
+    for dim in (2, 6):  # directions of a dim-dimensional space, within 20 dimensions, make a surface of one less
+        points = torch.zeros(2000, 20)
+        points[:, :dim] = torch.randn(2000, dim, generator=generator)
+        assert local_dimension(points) == pytest.approx(dim - 1, rel=0.15)
+
+
+@pytest.mark.unit
+def test_end_to_end_prefers_trainings_whose_stages_were_not_cached(tmp_path):
+    def record(seed, cached, **others):
+        stage = {"cached": cached, "peak_rss_mb": 100.0}
+        return {
+            "label": "TokenRec", "seed": seed, "data": {"name": "toy", "users": 4, "items": 5, "interactions": 9},
+            "config": {"preset": "tuned"}, "seconds": dict.fromkeys(PARTS, float(seed)), "peak_rss_mb": 200.0,
+            "cpu_seconds": {"train": 5.0, "evaluation": 1.0}, "stages": {"cf": stage}, **others,
+        }  # fmt: skip
+
+    records = [record(1, True), record(3, False), record(2, False), record(0, False, label="x")]
+    for number, content in enumerate(records):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    model = {**record(9, True), "name": "TokenRec", "config": {"preset": "user_id_only"}}
+    (tmp_path / "run.json").write_text(json.dumps({"models": [model], "dataset": model["data"], "seed": 9}))
+    first, second = rows_of([tmp_path])
+    assert (first["preset"], first["seed"], first["cpu_seconds"], first["seconds"]["all"]) == ("tuned", 2, 6.0, 12.0)
+    assert (second["preset"], second["seed"], second["cpu_seconds"]) == ("user_id_only", 9, None)
+
+
+@pytest.mark.unit
+def test_the_pages_show_what_the_json_files_say():
+    text = "".join(page.read_text(encoding="utf-8") for page in tables.PAGES)
     assert tables.page(text) == text
     for name, (file, _) in tables.TABLES.items():
         assert f"<!-- table {name} -->" in text

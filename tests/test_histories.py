@@ -31,6 +31,8 @@ def test_latest_takes_the_newest(histories):
 def test_places_and_ranks(histories):
     rows, places = histories.places(torch.tensor([3, 1]))
     assert rows.tolist() == [0, 1, 1, 1] and places.tolist() == [3, 0, 1, 2]
+    everybody = torch.arange(histories.n_users)
+    assert torch.equal(histories.counts_of(everybody), histories.counts())
     keys = torch.tensor([0.9, 0.1, 0.5, 0.7], dtype=torch.float64)
     assert histories.ranks(keys).tolist() == [2, 0, 1, 0]
 

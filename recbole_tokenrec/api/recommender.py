@@ -95,7 +95,8 @@ class Recommender:
             Columns ``user_id``, ``item_id``, ``rank`` from 1, ``score``, ``kind`` (hot, warm, cold), users in the
             order asked for. Scores are the model's own (TokenRec: cosine); for cold users the share of all users who
             took the item. ``attrs["unknown_items"]`` maps users to items of their histories that the model does not
-            know, which a warning reports too; ``attrs["unknown_candidates"]`` lists those of the candidates.
+            know, which a warning reports too; ``attrs["unknown_candidates"]`` lists those of the candidates;
+            ``attrs["without_items"]`` maps users for whom nothing is left to recommend to their kind.
 
         Raises:
             DataError: an id is no id, or no candidate is known.
@@ -106,7 +107,7 @@ class Recommender:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ConfigError(f"k: {k!r} is not allowed; allowed: int in [1, inf)")
         given = {} if histories is None else read_histories(histories, data.uid_field, data.iid_field, self._time_field)
-        asked = raw_ids(users, "users") if users is not None else list(given) if given else self.users
+        asked = raw_ids(users, "users") if users is not None else self.users if histories is None else list(given)
         unknown = {
             user: [item for item in dict.fromkeys(given[user]) if item not in data.item_numbers]
             for user in asked
@@ -145,7 +146,13 @@ class Recommender:
         if groups[COLD]:
             answers.append((COLD, groups[COLD], *_most_popular(data, len(groups[COLD]), k, chosen)))
         frame = _frame(asked, answers, data)
-        frame.attrs.update(unknown_items=unknown, unknown_candidates=strangers)
+        without = {}
+        if len(frame) < k * len(asked):
+            found = set(frame["user_id"])
+            without = {asked[place]: kind for kind, places in groups.items() for place in places
+                       if asked[place] not in found}  # fmt: skip
+        # Few entries, if any: pandas copies attrs with every operation.
+        frame.attrs.update(unknown_items=unknown, unknown_candidates=strangers, without_items=without)
         return frame
 
     @staticmethod

@@ -252,7 +252,7 @@ class TokenRec(GeneralRecommender):
         template = NUM_SEEN if self.settings.prompt == "unseen" else 0
         limit = self.history_limit(template)
         most = self.settings.prompt_decoder_items
-        count = self.evaluation_histories.counts()[users.cpu()].clamp_max(limit + most)
+        count = self.evaluation_histories.counts_of(users.cpu()).clamp_max(limit + most)
         order = torch.argsort(count, descending=True, stable=True)
         z = torch.empty(len(users), self.item_vectors.shape[1], device=users.device)
         start = 0

@@ -50,16 +50,19 @@ class ItemIndex:
             found, the rest is item 0 with score -inf.
         """
         queries, candidates = self._checked(queries, k, candidates)
+        normalised = F.normalize(queries.float(), dim=-1).cpu()
+        most = self.size - 1 if candidates is None else len(candidates)
+        if most and len(queries) and (exclude is None or not len(exclude[0])):
+            found, scores = self._filled(*self._nearest(normalised, min(k, most), candidates), k)
+            return found.to(queries.device), scores.to(queries.device)
         rows, items = _no_pairs() if exclude is None else (exclude[0].cpu(), exclude[1].cpu())
         banned = rows * self.size + items  # one number for each pair
         count = torch.bincount(rows, minlength=len(queries))
         found = torch.zeros(len(queries), k, dtype=torch.long)
         scores = torch.full((len(queries), k), -torch.inf)
-        normalised = F.normalize(queries.float(), dim=-1).cpu()
         open_rows = torch.arange(len(queries))
         # What is excluded cannot be told to an approximate index row by row: it is asked for more, and again for
         # twice as much where too little is left. k + (number of exclusions) is always enough.
-        most = self.size - 1 if candidates is None else len(candidates)
         fetch = min(k + min(int(count.max()) if len(count) else 0, max(k, 32)), most)
         while len(open_rows) and fetch > 0:
             got, score = self._nearest(normalised[open_rows], fetch, candidates)
@@ -74,6 +77,17 @@ class ItemIndex:
             open_rows = open_rows[left & ~enough]
             fetch = min(2 * fetch, most)
         return found.to(queries.device), scores.to(queries.device)
+
+    @staticmethod
+    def _filled(items: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``k`` columns, what was not found being item 0 with score -inf at the end."""
+        none = items <= 0
+        if none.any():
+            items, scores = items.masked_fill(none, 0), scores.masked_fill(none, -torch.inf)
+        if items.shape[1] < k:
+            items = F.pad(items, (0, k - items.shape[1]))
+            scores = F.pad(scores, (0, k - scores.shape[1]), value=-torch.inf)
+        return items, scores
 
     def _nearest(self, queries: torch.Tensor, k: int, candidates) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit queries (B, d) -> items (B, k) and cosines (B, k), best first; items <= 0 mark what was not found."""

@@ -118,15 +118,19 @@ async def _as_many_as_processors(app: FastAPI):
 
 
 def _answer(recommender: Recommender, frame) -> dict:
-    """``recommend``'s data frame as JSON: one entry for each user."""
+    """``recommend``'s data frame as JSON: one entry for each user, those for whom nothing is left at the end."""
     unknown = frame.attrs["unknown_items"]
     users: dict[str, dict] = {}
+
+    def entry(user: str, kind: str) -> dict:
+        new = {"user_id": user, "kind": kind, "unknown_items": unknown.get(user, []), "items": []}
+        return users.setdefault(user, new)
+
     columns = (frame[name].tolist() for name in ("user_id", "item_id", "rank", "score", "kind"))
     for user, item, rank, score, kind in zip(*columns):
-        entry = users.setdefault(
-            user, {"user_id": user, "kind": kind, "unknown_items": unknown.get(user, []), "items": []}
-        )
-        entry["items"].append({**_item(recommender, item), "rank": rank, "score": round(score, 6)})
+        entry(user, kind)["items"].append({**_item(recommender, item), "rank": rank, "score": round(score, 6)})
+    for user, kind in frame.attrs["without_items"].items():
+        entry(user, kind)
     return {"users": list(users.values()), "unknown_candidates": frame.attrs["unknown_candidates"]}
 
 

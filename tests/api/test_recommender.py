@@ -47,6 +47,13 @@ def test_seen_items_are_left_out_or_not(recommender):
     assert seen < set(recommender.recommend("g1u3", k=48, exclude_seen=False)["item_id"])
 
 
+def test_who_took_everything_is_named_and_nobody_is_nobody(recommender):
+    frame = recommender.recommend(histories={"x": recommender.items, "y": ["g0i1"]}, k=3)
+    assert set(frame["user_id"]) == {"y"} and frame.attrs["without_items"] == {"x": "warm"}
+    empty = recommender.recommend(histories={}, k=3)  # and not everybody whom the model knows
+    assert list(empty.columns) == COLUMNS and len(empty) == 0
+
+
 def test_without_users_everybody_is_served(recommender):
     frame = recommender.recommend(k=1)
     assert frame["user_id"].tolist() == recommender.users and len(frame) == 48

@@ -131,6 +131,11 @@ def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(exper
     assert result["users"] == 10
     # the toy's answer: an item of his own group, which popularity finds once in four times
     assert result["figures"]["unseen users"]["test"]["hit@20"]["mean"] > 0.8
+    unseen, same = (
+        sum(result["figures"][label][split]["ndcg@20"]["mean"] for split in ("valid", "test")) / 2
+        for label in ("unseen users", "the same users, trained on")
+    )
+    assert result["paired"]["difference"] == pytest.approx(unseen - same)
 
 
 @pytest.mark.recipe

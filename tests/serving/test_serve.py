@@ -131,6 +131,21 @@ def test_a_port_in_use_is_said(address, trained):
     assert main(["serve", "--checkpoint", trained(), "--port", port]) == 2
 
 
+def test_a_user_who_took_everything_gets_an_empty_list(recommender):
+    pytest.importorskip("httpx")
+    import pandas as pd
+    from fastapi.testclient import TestClient
+
+    from recbole_tokenrec.serving.app import create_app
+
+    recommender.update(pd.DataFrame({"user_id": "g0u0", "item_id": recommender.items}))
+    client = TestClient(create_app(recommender))
+    answer = client.get("/recommend", params={"user": "g0u0"})
+    assert (answer.status_code, answer.json()["kind"], answer.json()["items"]) == (200, "hot", [])
+    users = client.post("/recommend", json={"users": ["g0u0", "g1u1"], "k": 2}).json()["users"]
+    assert {user["user_id"]: len(user["items"]) for user in users} == {"g0u0": 0, "g1u1": 2}
+
+
 def test_models_without_tokens_are_served_too(trained):
     pytest.importorskip("httpx")
     from fastapi.testclient import TestClient
