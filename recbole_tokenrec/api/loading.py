@@ -24,7 +24,7 @@ from recbole_tokenrec.checkpoints import (
     restore,
 )
 from recbole_tokenrec.datacheck import check_files
-from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.errors import CheckpointError, TokenRecError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
 from recbole_tokenrec.models.tokenrec import TokenRec
@@ -56,7 +56,12 @@ def load(path, index: str = "exact", data_path=None, **index_options) -> Recomme
             raise CheckpointError(f"{path}: no such file")
         payload = load_checkpoint(path) if is_checkpoint(path) else None
     if payload is not None and payload.get("data"):
-        model, data = rebuilt(payload)
+        try:
+            model, data = rebuilt(payload)
+        except TokenRecError as error:
+            raise type(error)(f"{path}: {error}") from error
+        except Exception as error:  # a stranger's file may hold any value in any place
+            raise CheckpointError(f"{path}: holds no model that can be rebuilt ({type(error).__name__}: {error})") from error
         plain, config = payload["config"], rebuild_config(payload["config"])
         scorer = _scorer(model, data, None, config, index, index_options)
     else:
