@@ -166,7 +166,7 @@ def test_a_checkpoint_of_other_data(toy_data, tmp_path):
         load_data_and_model(row["checkpoint"])
 
 
-# ---- files that RecBole would open or evaluate because a checkpoint, or its folder, says so ---------------------------
+# ---- files that RecBole would open or evaluate because a checkpoint, or its folder, says so ------------------------
 
 
 @pytest.fixture(scope="module")

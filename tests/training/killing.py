@@ -69,9 +69,7 @@ class Events:
         setattr(owner, name, hooked)
 
 
-def train(
-    arguments: list[str], folder: Path, kill_at: int | None = None, log: Path | None = None, seconds: float | None = None
-) -> int:
+def train(arguments: list[str], folder: Path, kill_at=None, log: Path | None = None, seconds=None) -> int:
     """Run the command in a forked process; its exit code, negative for the signal that ended it.
 
     Args:
