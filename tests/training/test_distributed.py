@@ -136,6 +136,14 @@ def test_wrong_settings(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="distributed_timeout: -1 is not allowed"), process_group(-1, False):
         pass
+    for name, value in (("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="the processes do not meet at 127.0.0.1:1 "), process_group(3, False):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'two', which is no number"), process_group(60, False):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="RANK.*start the processes with torchrun"), process_group(60, False):
         pass
