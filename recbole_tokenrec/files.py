@@ -97,10 +97,17 @@ def exclusive(path, wait: bool = True):
 
     Args:
         wait: until the lock is free; otherwise ``held`` is False if it is not.
+
+    Raises:
+        OutputError: the file cannot be made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError as problem:
+        raise OutputError(f"{path}: the lock cannot be made ({reason(problem)})") from problem
+    with file:
         yield fcntl is None or _lock(file, wait)  # closing the file lets go
 
 

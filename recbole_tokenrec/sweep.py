@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recbole_tokenrec.configuration import known_keys, make_config, merged
-from recbole_tokenrec.errors import ConfigError, TokenRecError
+from recbole_tokenrec.errors import CheckpointError, ConfigError, OutputError, TokenRecError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.pipeline import plain, run_models, write_json
 from recbole_tokenrec.settings import read_settings, reject_unknown
@@ -148,6 +148,8 @@ def _run_trial(study, sweep: Sweep, trial) -> None:
         keys["checkpoint_dir"] = str(file.with_suffix(""))
     try:
         result = run_models([sweep.model], sweep.dataset, sweep.config_files, keys, sweep.preset, result_file=file)
+    except (CheckpointError, OutputError):  # e.g. a full disk, which is not these values' fault: they wait in line
+        raise
     except TokenRecError as error:  # e.g. a loss that is not finite: these values do not work, others may
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)

@@ -1,17 +1,19 @@
 """A sweep in two processes: every combination once, one collaborative stage, and a killed worker costs nothing."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 from workers import workers_of
 
 from recbole_tokenrec.cli.main import main
-from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.errors import ConfigError, OutputError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.sweep import check_space, grid
 
@@ -135,6 +137,23 @@ def test_trials_of_the_dead_are_put_in_line_again_with_all_their_values(tmp_path
     assert not study.get_trials(states=(TrialState.WAITING, TrialState.RUNNING))  # each was given up
     deaths = [trial.user_attrs.get("deaths", 0) for trial in study.get_trials()]
     assert sorted(deaths) == sorted(4 * list(range(module.MOST_DEATHS + 1)))
+
+
+@pytest.mark.unit
+def test_a_full_disk_is_not_the_fault_of_a_trial_s_values(tmp_path, monkeypatch):
+    from optuna.trial import TrialState
+
+    import recbole_tokenrec.sweep as module
+
+    sweep = module.Sweep("BPR", "toy", {"a": [1, 2]}, 2, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
+    study = module._study(sweep, "maximize")
+    for error, state in ((OutputError("full"), TrialState.RUNNING), (TrainingError("nan"), TrialState.FAIL)):
+        monkeypatch.setattr(module, "run_models", Mock(side_effect=error))
+        trial = module._next_trial(study, sweep)
+        with contextlib.suppress(OutputError):
+            module._run_trial(study, sweep, trial)
+        assert study.trials[trial.number].state == state
+    assert module._to_do(study, sweep) == 1  # the one that failed has had its turn
 
 
 @pytest.mark.unit
