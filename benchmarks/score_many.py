@@ -24,7 +24,7 @@ import pandas as pd
 from benchmarks.harness import begin, finish, parser
 from benchmarks.workload import QUIET
 
-ITEMS, PER_USER, TRAINED = 1000, 6, 2000
+ITEMS, PER_USER, TRAINED = 1000, 5, 2000
 TINY = {
     "preset": "user_id_only", "cf_embedding_size": 32, "cf_epochs": 3, "cf_eval_step": 3, "mq_num_codebooks": 4,
     "mq_user_num_codebooks": 4, "mq_codebook_size": 64, "mq_codeword_dim": 16, "mq_hidden_size": 32, "mq_epochs": 1,
@@ -75,6 +75,19 @@ def frame_of(first: int, last: int, seed: int) -> pd.DataFrame:
 def build(checkpoint: Path, users: int, arguments) -> None:
     """A checkpoint that knows ``users`` users."""
     import recbole_tokenrec
+
+    trained = arguments.folder / "trained"
+    if not list(trained.glob("*.pth")):
+        train(trained, arguments)
+    model = recbole_tokenrec.load(trained)
+    step = 500_000
+    for first in range(TRAINED, users, step):
+        model.update(frame_of(first, min(first + step, users), arguments.seed))
+        print(f"{model.data.user_num - 1} users", flush=True)
+    model.save(checkpoint)
+
+
+def train(folder: Path, arguments) -> None:
     from recbole_tokenrec.pipeline import run_models
 
     data = arguments.folder / "data" / "synthetic"
@@ -83,15 +96,9 @@ def build(checkpoint: Path, users: int, arguments) -> None:
     frame["timestamp"] = np.tile(np.arange(PER_USER), TRAINED)
     columns = {"user_id": "user_id:token", "item_id": "item_id:token", "timestamp": "timestamp:float"}
     frame.rename(columns=columns).to_csv(data / "synthetic.inter", sep="\t", index=False)
-    keys = {**QUIET, **TINY, "data_path": str(data.parent), "checkpoint_dir": str(arguments.folder / "trained"),
+    keys = {**QUIET, **TINY, "data_path": str(data.parent), "checkpoint_dir": str(folder),
             "seed": arguments.seed, "llm_backbone": tiny_backbone(arguments.folder / "backbone")}  # fmt: skip
-    (row,) = run_models(["TokenRec"], "synthetic", (), keys)["models"]
-    model = recbole_tokenrec.load(row["checkpoint"])
-    step = 250_000
-    for first in range(TRAINED, users, step):
-        model.update(frame_of(first, min(first + step, users), arguments.seed))
-        print(f"{model.data.user_num - 1} users", flush=True)
-    model.save(checkpoint)
+    run_models(["TokenRec"], "synthetic", (), keys)
 
 
 def tiny_backbone(folder: Path) -> str:

@@ -114,7 +114,7 @@ FAULTS = {
 
 @pytest.mark.unit
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_checkpoints(fault, tmp_path):
+def test_checkpoints(fault, tmp_path, capsys):
     path = tmp_path / "x.pth"
     save_checkpoint(path, {"state_dict": {"a": torch.ones(500)}, "epoch": 1})
     fault(path)
@@ -123,6 +123,11 @@ def test_checkpoints(fault, tmp_path):
     assert "x.pth" in str(caught.value)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["recommend", "--checkpoint", str(path), "--users", "a"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and "x.pth" in printed and "Traceback" not in printed
+    assert sorted(tmp_path.rglob("*")) == before
     assert not list(tmp_path.parent.rglob("ran")) and not (tmp_path / "ran").exists()
 
 
