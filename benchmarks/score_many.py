@@ -178,8 +178,10 @@ def checked(size: int, arguments) -> dict:
                 (np.diff(scores) <= 0).all() and set(table["kind"].to_pylist()) == {"hot"}):  # fmt: skip
             sys.exit(f"{file}: ranks, scores or kinds are not what they should be")
         place += len(users)
-    if place != size or len(files) != summary["parts"] or list(output.glob(".*.tmp")):
-        sys.exit(f"{output}: {place} users in {len(files)} parts instead of {size} in {summary['parts']}")
+    left = sorted(path.name for path in output.iterdir() if path.name.startswith("."))
+    if place != size or len(files) != summary["parts"] or left:
+        found = f"{place} users in {len(files)} parts, and {left}"
+        sys.exit(f"{output}: {found}; expected {size} in {summary['parts']}, and nothing else")
     return {"parts": len(files), "deaths": summary["deaths"], "users_found": place, "rows": place * k}
 
 

@@ -75,6 +75,8 @@ def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000,
     write_json(Path(output) / "score.json", summary)
     for number in range(len(starts)):
         job.lock(number).unlink(missing_ok=True)
+    for left in Path(output).glob(".part-*.tmp"):  # of workers that died; every part is there, so nobody writes one
+        left.unlink(missing_ok=True)
     return summary
 
 

@@ -12,6 +12,8 @@ import pytest
 from recbole_tokenrec.errors import DataError, TrainingError
 from recbole_tokenrec.workers import run_workers
 
+pytestmark = pytest.mark.slow  # each process imports torch; test_batch_scoring.py has a death and a mistake in CI
+
 
 def die_once(folder):
     with open(Path(folder) / "starts", "a") as file:
@@ -33,26 +35,22 @@ def sleep(folder):
     time.sleep(600)
 
 
-@pytest.mark.unit
 def test_a_death_is_made_good(tmp_path):
     assert run_workers(die_once, str(tmp_path), 1, 3, "test") == 1
     assert len((tmp_path / "starts").read_text().split()) == 2
 
 
-@pytest.mark.unit
 def test_too_many_deaths(tmp_path):
     with pytest.raises(TrainingError, match="test: 1 workers died, the last with exit code 3"):
         run_workers(die, str(tmp_path), 1, 0, "test")
 
 
-@pytest.mark.unit
 def test_a_mistake_is_told_in_its_own_words(tmp_path, capfd):
     with pytest.raises(DataError, match="this file is no good"):
         run_workers(complain, str(tmp_path), 1, 3, "test")
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells them on Linux")
 def test_nobody_outlives_the_one_who_asked(tmp_path):
     code = (

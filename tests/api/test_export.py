@@ -156,11 +156,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_manifest_that_says_anything_is_one_clear_error(name, folder, capsys):
+def test_a_manifest_that_says_anything_is_one_clear_error(folder, capsys):
     from recbole_tokenrec.cli.main import main
 
     manifest = json.loads((folder / "tokenrec.json").read_text())
-    (folder / "tokenrec.json").write_text(json.dumps(HOSTILE[name](manifest)))
-    assert main(["recommend", "--checkpoint", str(folder), "--users", "g0u0"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {folder}: ")
+    for name, change in HOSTILE.items():
+        (folder / "tokenrec.json").write_text(json.dumps(change(manifest)))
+        assert main(["recommend", "--checkpoint", str(folder), "--users", "g0u0"]) == 2, name
+        assert capsys.readouterr().err.startswith(f"error: {folder}: "), name
