@@ -84,7 +84,7 @@ def load_checkpoint(path, map_location="cpu") -> dict:
     except Exception as error:  # torch raises many kinds; all of them mean that this file cannot be used
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
     version = content.get("version") if isinstance(content, dict) else None
-    if not isinstance(version, int) or content.get("format") != FORMAT or "payload" not in content:
+    if not isinstance(version, int) or content.get("format") != FORMAT or not isinstance(content.get("payload"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of recbole-tokenrec")
     if version > VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version}; this release reads up to {VERSION}: upgrade it")
@@ -287,6 +287,7 @@ def restore(checkpoint: dict, path) -> tuple:
     from recbole.quick_start import quick_start as recbole
 
     config = checkpoint["config"]
+    config["dataset_save_path"] = config["dataloaders_save_path"] = None  # pickles; a file may not say which to open
     recbole.init_seed(config["seed"], config["reproducibility"])
     dataset = recbole.create_dataset(config)
     recbole.getLogger().info(dataset)

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import io
+import pickle
 import sys
 import types
 import warnings
@@ -26,6 +27,8 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import dok_matrix
+
+from recbole_tokenrec.errors import CheckpointError, ConfigError
 
 _ISSUES = "https://github.com/RUCAIBox/RecBole/issues/"
 _ANOMALY_MODE = torch.is_anomaly_enabled()  # before any module of RecBole's is imported
@@ -155,6 +158,47 @@ def _checkpoint_loading() -> bool:
     return True
 
 
+def _saved_data() -> bool:
+    """Open RecBole's saved data sets and loaders only where the configuration names the file.
+
+    They are pickles, and RecBole opens ``CHECKPOINT_DIR/<data set>-Dataset.pth`` and its like whenever they are there:
+    whoever can put a file beside a checkpoint could run code.
+    """
+
+    def load(file):
+        config = sys._getframe(1).f_locals["config"]  # of create_dataset or load_split_dataloaders
+        for key in ("dataset_save_path", "dataloaders_save_path"):
+            if config[key] and config[key] == file.name:
+                return pickle.load(file)
+        key = "dataloaders_save_path" if file.name.endswith("-dataloader.pth") else "dataset_save_path"
+        raise CheckpointError(
+            f"{file.name}: refused, since data that RecBole saved are a pickle, which may run code; "
+            f"delete the file, or set {key}: {file.name} if you wrote it yourself"
+        )
+
+    importlib.import_module("recbole.data.utils").pickle = Overlay(pickle, load=load)
+    return True
+
+
+def _no_code_in_values() -> bool:
+    """Read KD_DAGFM's ``teacher`` as the name of a network and not by ``eval``, and LDiffRec's vectors without pickle:
+    a checkpoint's configuration and a data set's folder come from anywhere."""
+    module = importlib.import_module("recbole.model.context_aware_recommender.kd_dagfm")
+    networks = {name: thing for name, thing in vars(module).items()
+                if isinstance(thing, type) and issubclass(thing, torch.nn.Module)}  # fmt: skip
+
+    def network(name: str):
+        if name in networks:
+            return networks[name]
+        raise ConfigError(f"teacher: {name!r} is not allowed; allowed: a network of {module.__name__}")
+
+    module.eval = network
+    importlib.import_module("recbole.model.general_recommender.ldiffrec").np = Overlay(
+        np, load=lambda path, **options: np.load(path, **{**options, "allow_pickle": False})
+    )
+    return True
+
+
 def _fill_on_read() -> bool:
     """Read blanks of ``*_seq`` columns as "", which RecBole's ``fillna(inplace=True)`` no longer does in pandas 3."""
     if not _PANDAS_3:
@@ -257,6 +301,8 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("ray", "recbole.quick_start imports ray.tune, which does not import", _ISSUES + "2162", _ray),
     ("dok_matrix._update", "LightGCN and others call what scipy 1.13 removed", _ISSUES + "2034", _dok_update),
     ("checkpoints", "torch.load refuses, or blindly runs, RecBole's files", _ISSUES + "2212", _checkpoint_loading),
+    ("saved data", "pickles are opened because they lie beside a checkpoint", "", _saved_data),
+    ("values that are code", "a checkpoint's configuration is evaluated", "", _no_code_in_values),
     ("blanks in *_seq columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_on_read),
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),

@@ -110,6 +110,8 @@ def load_data(config):
         )
     try:
         loaders = data_preparation(config, dataset)
+    except TokenRecError:
+        raise
     except ValueError as error:  # RecBole's sampler: somebody took every item
         raise DataError(f"dataset '{name}': {error}") from error
     if max(config["topk"]) >= dataset.item_num:

@@ -1,14 +1,15 @@
 """Files that are written whole or not at all, and that say in words why one could not be written.
 
 What a run writes is written beside its target and then renamed onto it: whoever is killed at any moment leaves the old
-file or the new one, never half of one. A killed writer also leaves its temporary file, which the next writer of the
-same target takes away.
+file or the new one, never half of one. A killed writer also leaves its temporary file, which the next writer in the
+same folder takes away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import uuid
 from pathlib import Path
@@ -20,6 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 _STALE_AFTER = 600.0  # seconds since its last change after which nobody can be writing a temporary file any more
 
 
@@ -41,7 +43,7 @@ def written_whole(path, what: str = "the file", error: type = OutputError):
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _take_away_stale(path)
+        _take_away_stale(path.parent)
         with open(temporary, "x+b") as file:
             yield file
             file.flush()
@@ -68,10 +70,11 @@ def reason(problem: BaseException) -> str:
     return lines[0] if lines else type(problem).__name__
 
 
-def _take_away_stale(path: Path) -> None:
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):  # another writer of the same target was faster
-            if time.time() - left.stat().st_mtime > _STALE_AFTER:
+def _take_away_stale(folder: Path) -> None:
+    """Of any target: a checkpoint's name says when it was begun, so that nobody writes to a killed one's again."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another writer was faster
+            if _TEMPORARY.fullmatch(left.name) and time.time() - left.stat().st_mtime > _STALE_AFTER:
                 left.unlink()
 
 
@@ -94,10 +97,17 @@ def exclusive(path, wait: bool = True):
 
     Args:
         wait: until the lock is free; otherwise ``held`` is False if it is not.
+
+    Raises:
+        OutputError: the file cannot be made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError as problem:
+        raise OutputError(f"{path}: the lock cannot be made ({reason(problem)})") from problem
+    with file:
         yield fcntl is None or _lock(file, wait)  # closing the file lets go
 
 

@@ -2,17 +2,20 @@
 
 A shard is a range of lines of the users' file and becomes ``part-NNNNN.parquet``, written whole or not at all. A
 process takes any shard that is neither written nor locked; if it dies, the kernel frees its lock, and the shard is
-scored anew by another. The same command goes on where it stopped. No process holds more than its model and ``batch``
-users at a time.
+scored anew by another. The same command goes on where it stopped, if model, users and settings are still the same
+ones (``plan.json`` says which they were). No process holds more than its model and ``batch`` users at a time.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from recbole_tokenrec.errors import ConfigError, DataError, TrainingError
+from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TokenRecError
 from recbole_tokenrec.files import exclusive, written_whole
 from recbole_tokenrec.pipeline import write_json
 from recbole_tokenrec.workers import run_workers
@@ -34,6 +37,9 @@ class Job(NamedTuple):
     def part(self, number: int) -> Path:
         return Path(self.output) / f"part-{number:05d}.parquet"
 
+    def lock(self, number: int) -> Path:
+        return self.part(number).with_suffix(".lock")
+
 
 def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000, batch: int = 512, workers: int = 1):
     """Write the ``k`` best items of every user in ``users_file`` (one raw id a line) to the folder ``output``.
@@ -43,37 +49,50 @@ def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000,
 
     Raises:
         ConfigError: pyarrow is missing, or ``output`` holds parts of another job.
+        CheckpointError: the model cannot be opened.
         DataError: the file cannot be read or holds no ids.
-        TrainingError: workers die faster than they can be replaced.
+        TrainingError: too many workers died.
     """
+    from recbole_tokenrec.api.loading import find
+
     _parquet()
-    users, starts = _shards(users_file, shard_size)
-    paths = [str(Path(path).absolute()) for path in (checkpoint, users_file, output)]
+    users, starts, digest = _shards(users_file, shard_size)
+    paths = [str(Path(path).absolute()) for path in (find(checkpoint), users_file, output)]
     job = Job(*paths, k, batch, shard_size, tuple(starts))
-    _claim_folder(job, users)
+    plan = {"checkpoint_sha256": _digest_of(job.checkpoint), "users_sha256": digest, "users": users, "k": k,
+            "shard_size": shard_size}  # fmt: skip
+    _claim_folder(job, plan)
+    missing = [number for number in range(len(starts)) if not job.part(number).exists()]
     deaths = 0
-    while missing := [number for number in range(len(starts)) if not job.part(number).exists()]:
-        codes = run_workers(_work, job, min(workers, len(missing)))
-        deaths += len(codes)
-        if deaths > MOST_DEATHS * workers:
-            raise TrainingError(f"score: {deaths} workers died, the last with exit codes {codes}; see above")
+    try:
+        if missing:
+            deaths = run_workers(_work, job, min(workers, len(missing)), MOST_DEATHS * workers, "score")
+    except TokenRecError:
+        if not any(job.part(number).exists() for number in range(len(starts))):
+            _leave_as_it_was(job)
+        raise
     summary = {"users": users, "parts": len(starts), "deaths": deaths}
     write_json(Path(output) / "score.json", summary)
     for number in range(len(starts)):
-        job.part(number).with_suffix(".lock").unlink(missing_ok=True)
+        job.lock(number).unlink(missing_ok=True)
+    for left in Path(output).glob(".part-*.tmp"):  # of workers that died; every part is there, so nobody writes one
+        left.unlink(missing_ok=True)
     return summary
 
 
 def _work(job: Job) -> None:
-    """Score every shard that nobody else does; the model is opened once."""
+    """Score every shard that nobody else does, then wait for the others'; the model is opened once."""
     from recbole_tokenrec.api import load
 
     model = None
-    for number in range(len(job.starts)):
-        with exclusive(job.part(number).with_suffix(".lock"), wait=False) as held:
-            if held and not job.part(number).exists():
-                model = model or load(job.checkpoint)
-                _write_shard(job, number, model)
+    for wait in (False, True):  # in the end, a shard that another process holds is there soon, or he dies
+        for number in range(len(job.starts)):
+            if job.part(number).exists():
+                continue
+            with exclusive(job.lock(number), wait) as held:
+                if held and not job.part(number).exists():
+                    model = model or load(job.checkpoint)
+                    _write_shard(job, number, model)
 
 
 def _write_shard(job: Job, number: int, model) -> None:
@@ -104,35 +123,65 @@ def _batches(job: Job, number: int):
             yield ids
 
 
-def _shards(users_file, size: int) -> tuple[int, list[int]]:
-    """Number of ids, and the byte at which each shard of ``size`` of them begins."""
-    users, starts, place = 0, [], 0
+def _shards(users_file, size: int) -> tuple[int, list[int], str]:
+    """Number of ids, the byte at which each shard of ``size`` of them begins, and the SHA-256 of the file."""
+    users, starts, place, digest = 0, [], 0, hashlib.sha256()
     try:
         with open(users_file, "rb") as file:
             for line in file:
+                if not place and line.startswith(codecs.BOM_UTF8):
+                    raise DataError(f"users_file: {users_file} begins with a byte order mark; write it as plain UTF-8")
                 if line.strip():
                     line.decode("utf-8")
                     if users % size == 0:
                         starts.append(place)
                     users += 1
+                digest.update(line)
                 place += len(line)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"users_file: {users_file} cannot be read ({error})") from error
     if not users:
         raise DataError(f"users_file: {users_file} holds no ids")
-    return users, starts
+    return users, starts, digest.hexdigest()
 
 
-def _claim_folder(job: Job, users: int) -> None:
+def _digest_of(checkpoint) -> str:
+    """SHA-256 of the file, or of the files of a folder: a model that was trained anew in its place is another one."""
+    path, digest = Path(checkpoint), hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                with open(file, "rb") as content:
+                    while block := content.read(1 << 20):
+                        digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _claim_folder(job: Job, plan: dict) -> None:
     """Write down whose parts the folder holds, or see that they are this job's."""
-    plan = {"checkpoint": job.checkpoint, "users_file": job.users_file, "users": users, "k": job.k,
-            "shard_size": job.shard_size}  # fmt: skip
     file = Path(job.output) / "plan.json"
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != plan:
-            raise ConfigError(f"output: {job.output} holds parts of another job; see {file}, or name another folder")
-        return
-    write_json(file, plan)
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return write_json(file, plan)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"output: {file} cannot be read ({error}); name another folder") from error
+    if earlier != plan:
+        other = [key for key in plan if not isinstance(earlier, dict) or earlier.get(key) != plan[key]]
+        raise ConfigError(
+            f"output: {job.output} holds parts of another job (other {', '.join(other)}); name another folder"
+        )
+
+
+def _leave_as_it_was(job: Job) -> None:
+    """Nothing was scored: take away what :func:`score` put into the folder, and the folder if that was all."""
+    for number in range(len(job.starts)):
+        job.lock(number).unlink(missing_ok=True)
+    (Path(job.output) / "plan.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        Path(job.output).rmdir()
 
 
 def _parquet():

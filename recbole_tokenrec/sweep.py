@@ -12,17 +12,18 @@ died: it is put in line again, and goes on inside its stage where the process le
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-from recbole_tokenrec.configuration import known_keys, make_config
-from recbole_tokenrec.errors import ConfigError, TokenRecError, TrainingError
+from recbole_tokenrec.configuration import known_keys, make_config, merged
+from recbole_tokenrec.errors import CheckpointError, ConfigError, OutputError, TokenRecError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.pipeline import plain, run_models, write_json
 from recbole_tokenrec.settings import read_settings, reject_unknown
 from recbole_tokenrec.workers import run_workers
 
-MOST_DEATHS = 3  # of one trial, or of workers per worker asked for
+MOST_DEATHS = 3  # after which a trial is given up
 
 
 class Sweep(NamedTuple):
@@ -78,23 +79,21 @@ def run_sweep(sweep: Sweep, workers: int) -> dict:
     """Carry the sweep out, or the rest of it; returns (and writes to ``folder/sweep.json``) its trials, best first.
 
     Raises:
-        ConfigError: Optuna is missing, or a key or value of the space is wrong.
-        TrainingError: workers die faster than they can be replaced.
+        ConfigError: Optuna is missing, a key or value of the space is wrong, or a sweep of this name was begun with
+            other settings.
+        TrainingError: too many workers died.
     """
     bigger = _check(sweep)
     study = _study(sweep, "maximize" if bigger else "minimize")
+    _claim(study, sweep)
     combinations = grid(sweep.space)
     if combinations is not None and len(combinations) <= sweep.trials:
         for combination in combinations:
             study.enqueue_trial(combination, skip_if_exists=True)
-    deaths = 0
-    while _to_do(study, sweep) > 0:
-        failed = run_workers(_work, sweep, min(workers, _to_do(study, sweep)))
-        deaths += len(failed)
-        if deaths > MOST_DEATHS * workers:
-            raise TrainingError(f"sweep: {deaths} workers died, the last with exit codes {failed}; see {sweep.folder}")
-        if not failed and _to_do(study, sweep) > 0 and not _takeable(study, sweep):
-            break  # the rest runs on other machines
+    while (to_do := _to_do(study, sweep)) > 0:
+        run_workers(_work, sweep, min(workers, to_do), (MOST_DEATHS + 1) * sweep.trials, "sweep")
+        if not _takeable(study, sweep):
+            break  # all is done, or the rest runs on other machines
     result = _result(study, sweep, bigger)
     write_json(Path(sweep.folder) / "sweep.json", result)
     return result
@@ -123,9 +122,7 @@ def _next_trial(study, sweep: Sweep):
     """A trial with its values, or None if enough are finished or running. Call it under the sweep's lock."""
     from optuna.trial import TrialState
 
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if not waiting and len(running) >= _to_do(study, sweep):
+    if len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) >= _to_do(study, sweep):
         return None
     trial = study.ask()
     for key, entry in sweep.space.items():
@@ -151,6 +148,8 @@ def _run_trial(study, sweep: Sweep, trial) -> None:
         keys["checkpoint_dir"] = str(file.with_suffix(""))
     try:
         result = run_models([sweep.model], sweep.dataset, sweep.config_files, keys, sweep.preset, result_file=file)
+    except (CheckpointError, OutputError):  # e.g. a full disk, which is not these values' fault: they wait in line
+        raise
     except TokenRecError as error:  # e.g. a loss that is not finite: these values do not work, others may
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -172,9 +171,12 @@ def _put_dead_in_line(study, sweep: Sweep) -> None:
             if not dead:
                 continue
             deaths = trial.user_attrs.get("deaths", 0) + 1
+            # What it was asked to try, if it died before it had noted all of its values. In line first, and failed
+            # then: whoever is killed in between leaves a trial too many, not one too few.
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if deaths <= MOST_DEATHS and set(params) == set(sweep.space):
+                study.enqueue_trial(params, user_attrs={"deaths": deaths})
             study.tell(trial.number, state=TrialState.FAIL)
-            if deaths <= MOST_DEATHS and set(trial.params) == set(sweep.space):
-                study.enqueue_trial(trial.params, user_attrs={"deaths": deaths})
 
 
 # ---- bookkeeping ---------------------------------------------------------------------------------------------------
@@ -217,15 +219,36 @@ def _study(sweep: Sweep, direction: str | None = None):
             study_name=sweep.name, storage=sweep.storage, direction=direction, load_if_exists=True
         )
     except Exception as error:  # SQLAlchemy's errors, drivers that are not installed …
-        raise ConfigError(f"storage: {sweep.storage} cannot be used ({type(error).__name__}: {error})") from error
+        text = f"storage: {sweep.storage} cannot be used ({type(error).__name__}: {error})"
+        raise ConfigError(_without_password(text)) from None  # the cause would show it
+
+
+def _without_password(text: str) -> str:
+    """``text`` with the passwords of addresses like ``postgresql://user:password@host`` taken out."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+
+
+def _claim(study, sweep: Sweep) -> None:
+    """Write down what the study's trials are trainings of, or see that it is the same; only their number may grow."""
+    keys = {**merged(sweep.config_files), **sweep.overrides, "preset": sweep.preset}
+    keys.pop("checkpoint_dir", None)
+    plan = plain({"model": sweep.model, "dataset": sweep.dataset, "space": sweep.space, "keys": keys})
+    earlier = study.user_attrs.get("plan")
+    if earlier is None:
+        study.set_user_attr("plan", plan)
+    elif earlier != plan:
+        other = [name for name in plan if earlier.get(name) != plan[name]]
+        text = f"name: the sweep '{sweep.name}' was begun with other {', '.join(other)}"
+        raise ConfigError(f"{text}; give another --name")
 
 
 def _check(sweep: Sweep) -> bool:
     """Raise a ConfigError for a key or value that no trial could use; whether a bigger metric is better."""
     reject_unknown(check_space(sweep.space), known_keys(sweep.model))
-    for end in (0, -1):
-        side = "low" if end == 0 else "high"
-        values = {key: entry[end] if isinstance(entry, list) else entry[side] for key, entry in sweep.space.items()}
+    ends = {key: entry if isinstance(entry, list) else [entry["low"], entry["high"]]
+            for key, entry in sweep.space.items()}  # fmt: skip
+    for place in range(max(map(len, ends.values()))):
+        values = {key: entry[min(place, len(entry) - 1)] for key, entry in ends.items()}
         keys = {**sweep.overrides, **values, **({"preset": sweep.preset} if sweep.preset else {})}
         config = make_config(sweep.model, sweep.dataset, sweep.config_files, keys)
         if sweep.model == "TokenRec":

@@ -281,6 +281,14 @@ def backbone(name, folder, tiny_t5):
         config.pop("pad_token")
         file.write_text(json.dumps(config))
         return "the tokenizer has no padding token"
+    elif name == "a kernel of the hub":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "someone/kernel"}))
+        return "refused, since the configuration names the kernel 'someone/kernel': code"
+    elif name == "code of its own":
+        (folder / "mine.py").write_text("import pathlib\npathlib.Path('ran').touch()\nclass C:\n    pass\n")
+        config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModel": "mine.C"}}
+        (folder / "config.json").write_text(json.dumps(config))
     elif name == "vocabulary larger than the embedding":
         config = json.loads((folder / "config.json").read_text())
         assert config["vocab_size"] == 256
@@ -294,7 +302,7 @@ def backbone(name, folder, tiny_t5):
 BACKBONES = [
     "no weights", "weights cut short", "weights are no safetensors", "configuration is no JSON", "no configuration",
     "no tokenizer", "other architecture", "weights of another size", "a weight is missing", "another model's ID tokens",
-    "tokenizer without padding", "vocabulary larger than the embedding",
+    "tokenizer without padding", "vocabulary larger than the embedding", "a kernel of the hub", "code of its own",
 ]  # fmt: skip
 
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from workers import workers_of
 
 from recbole_tokenrec.cli.main import main
@@ -46,7 +50,7 @@ def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
     assert process.returncode == 0, errors[-2000:]
     assert "4000 users in 100 parts" in printed
     assert json.loads((tmp_path / "out" / "score.json").read_text()) == {"users": 4000, "parts": 100, "deaths": 1}
-    names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted([f"part-{n:05d}.parquet" for n in range(100)] + ["plan.json", "score.json"])
     parts = [parquet.read_table(tmp_path / "out" / f"part-{n:05d}.parquet").to_pandas() for n in range(100)]
     assert [user for part in parts for user in part["user_id"][::3]] == users  # complete, in order, each once
@@ -58,6 +62,38 @@ def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
     assert parts[0]["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-6)
 
 
+@pytest.mark.recipe
+def test_parts_of_another_model_or_of_other_users_are_not_taken_for_these(checkpoint, tmp_path, capsys):
+    model = tmp_path / "model.pth"
+    shutil.copy(checkpoint, model)
+    (tmp_path / "users.txt").write_text("g0u0\ng1u1\n")
+    command = ["score", "--checkpoint", str(model), "--users_file", str(tmp_path / "users.txt"), "--output",
+               str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    assert main(command) == 0  # nothing is left to do
+    (tmp_path / "users.txt").write_text("g0u0\ng1u2\n")
+    assert main(command) == 2 and "parts of another job (other users_sha256)" in capsys.readouterr().err
+    (tmp_path / "users.txt").write_text("g0u0\ng1u1\n")
+    content = torch.load(model, pickle_module=pickle, weights_only=False)
+    content["state_dict"]["user_embedding.weight"] += 1
+    torch.save(content, model, pickle_protocol=4)  # trained anew, under the same name
+    assert main(command) == 2 and "parts of another job (other checkpoint_sha256)" in capsys.readouterr().err
+
+
+@pytest.mark.recipe
+def test_a_model_that_cannot_be_opened_is_one_message_and_leaves_nothing(checkpoint, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.txt").write_text("a\n")
+    damaged = bytearray(Path(checkpoint).read_bytes())
+    (tmp_path / "x.pth").write_bytes(damaged[: len(damaged) // 2])
+    before = sorted(tmp_path.iterdir())
+    for name, text in (("x.pth", "x.pth: the checkpoint cannot be read"), ("y.pth", "error: y.pth: no such file")):
+        code = main(["score", "--checkpoint", name, "--users_file", "users.txt", "--output", "out", "--workers", "2"])
+        printed = capfd.readouterr().err
+        assert code == 2 and text in printed and "Traceback" not in printed and printed.count("error: ") == 1
+        assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.unit
 def test_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -66,11 +102,17 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
     (tmp_path / "users.txt").write_text("a\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "plan.json").write_text("{}")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa\n")
+    (tmp_path / "x.pth").write_bytes(b"x")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "plan.json").write_text("{")
     base = ["score", "--checkpoint", "x.pth", "--output"]
     for arguments, text in (
         ([*base, "new", "--users_file", "missing.txt"], "users_file: missing.txt cannot be read"),
         ([*base, "new", "--users_file", "empty.txt"], "users_file: empty.txt holds no ids"),
         ([*base, "new", "--users_file", "latin.txt"], "users_file: latin.txt cannot be read"),
+        ([*base, "new", "--users_file", "bom.txt"], "users_file: bom.txt begins with a byte order mark"),
+        ([*base, "torn", "--users_file", "users.txt"], "plan.json cannot be read"),
         ([*base, "out", "--users_file", "users.txt"], "holds parts of another job"),
         ([*base, "new", "--users_file", "users.txt", "--k", "0"], "--k: 0 is not allowed; allowed: int in [1, inf)"),
         ([*base, "new", "--users_file", "users.txt", "surplus"], "'surplus' is not understood"),

@@ -1,17 +1,19 @@
 """A sweep in two processes: every combination once, one collaborative stage, and a killed worker costs nothing."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 from workers import workers_of
 
 from recbole_tokenrec.cli.main import main
-from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.errors import ConfigError, OutputError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.sweep import check_space, grid
 
@@ -81,7 +83,7 @@ def test_wrong_spaces(space):
     ("space", "arguments", "text"),
     [
         ("mq_num_codebook: [1]", [], "unknown configuration key 'mq_num_codebook'; did you mean 'mq_num_codebooks'?"),
-        ("mq_num_codebooks: [1, 99]", [], "mq_num_codebooks: 99 is not allowed; allowed: int in [1, 64]"),
+        ("mq_num_codebooks: [1, 99, 2]", [], "mq_num_codebooks: 99 is not allowed; allowed: int in [1, 64]"),
         ("mq_num_codebooks: [1]", ["--trials", "0"], "--trials: 0 is not allowed; allowed: int in [1, inf)"),
         ("mq_num_codebooks: [1]", ["--workers", "-1"], "--workers: -1 is not allowed"),
         ("mq_num_codebooks: [1]", ["--storage", "nosql://x"], "storage: nosql://x cannot be used"),
@@ -92,6 +94,75 @@ def test_mistakes(space, arguments, text, tmp_path, capsys):
     (tmp_path / "space.yaml").write_text(space)
     assert main(["sweep", "--space", "space.yaml", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_sweep_of_other_settings_needs_another_name(tmp_path, monkeypatch, capsys):
+    """Its trials would stand in one table with trainings that they cannot be compared with."""
+    import recbole_tokenrec.sweep as module
+
+    monkeypatch.setattr(module, "_to_do", lambda *a: 0)
+    (tmp_path / "space.yaml").write_text("mq_num_codebooks: [1, 2]")
+    command = ["sweep", "--space", "space.yaml", "--output_dir", "out"]
+    assert main(command) == 0 and main([*command, "--trials", "1"]) == 0
+    for more, what in ((["--llm_epochs=3"], "keys"), (["--dataset", "toy", "--name", "TokenRec-ml-100k"], "dataset")):
+        assert main([*command, *more]) == 2
+        assert f"'TokenRec-ml-100k' was begun with other {what}; give another --name" in capsys.readouterr().err
+    (tmp_path / "space.yaml").write_text("mq_num_codebooks: [1, 2, 3]")
+    assert main(command) == 2 and "other space" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_trials_of_the_dead_are_put_in_line_again_with_all_their_values(tmp_path):
+    """Also if the process died before it had noted any of them."""
+    from optuna.trial import TrialState
+
+    import recbole_tokenrec.sweep as module
+
+    space = {"a": [1, 2], "b": [3, 4]}
+    sweep = module.Sweep("BPR", "toy", space, 4, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
+    study = module._study(sweep, "maximize")
+    for values in grid(space):
+        study.enqueue_trial(values)
+    study.ask()
+    module._put_dead_in_line(study, sweep)
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    assert sorted(tuple(t.system_attrs["fixed_params"].items()) for t in waiting) == [
+        (("a", a), ("b", b)) for a in (1, 2) for b in (3, 4)
+    ]
+    assert [t.user_attrs for t in waiting if t.user_attrs] == [{"deaths": 1}]
+    for _ in range(4 * (module.MOST_DEATHS + 1) - 1):
+        study.ask()
+        module._put_dead_in_line(study, sweep)
+    assert not study.get_trials(states=(TrialState.WAITING, TrialState.RUNNING))  # each was given up
+    deaths = [trial.user_attrs.get("deaths", 0) for trial in study.get_trials()]
+    assert sorted(deaths) == sorted(4 * list(range(module.MOST_DEATHS + 1)))
+
+
+@pytest.mark.unit
+def test_a_full_disk_is_not_the_fault_of_a_trial_s_values(tmp_path, monkeypatch):
+    from optuna.trial import TrialState
+
+    import recbole_tokenrec.sweep as module
+
+    sweep = module.Sweep("BPR", "toy", {"a": [1, 2]}, 2, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
+    study = module._study(sweep, "maximize")
+    for error, state in ((OutputError("full"), TrialState.RUNNING), (TrainingError("nan"), TrialState.FAIL)):
+        monkeypatch.setattr(module, "run_models", Mock(side_effect=error))
+        trial = module._next_trial(study, sweep)
+        with contextlib.suppress(OutputError):
+            module._run_trial(study, sweep, trial)
+        assert study.trials[trial.number].state == state
+    assert module._to_do(study, sweep) == 1  # the one that failed has had its turn
+
+
+@pytest.mark.unit
+def test_no_password_is_shown(tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("mq_num_codebooks: [1, 2]")
+    storage = "nosql://me:s3cret@host:1/db"
+    assert main(["sweep", "--space", "space.yaml", "--storage", storage]) == 2
+    printed = capsys.readouterr().err
+    assert "nosql://me:***@host:1/db" in printed and "s3cret" not in printed
 
 
 @pytest.mark.unit

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from recbole_tokenrec.api.scorers import TokenRecScorer
 from recbole_tokenrec.checkpoints import save_checkpoint
 from recbole_tokenrec.errors import CheckpointError, ConfigError
+from recbole_tokenrec.llm.backbone import load_config
 from recbole_tokenrec.tokenizers import entity_tokens, token_names
 from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER
 
@@ -164,11 +165,12 @@ def read_folder(folder: Path) -> dict:
     """What a checkpoint of the same model would hold: ``config``, ``state_dict``, ``other_parameter``, ``data``.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of a newer release.
+        CheckpointError: a file is missing, damaged, of a newer release, or lies elsewhere.
     """
     from safetensors.torch import load_file
 
     try:
+        _stays_inside(folder)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest.get("format") != FORMAT or manifest["version"] > VERSION:
             raise CheckpointError(f"{folder}: not an export that this release reads")
@@ -188,12 +190,27 @@ def read_folder(folder: Path) -> dict:
         raise CheckpointError(f"{folder}: the export cannot be read ({type(error).__name__}: {error})") from error
 
 
+def _stays_inside(folder: Path) -> None:
+    """Raise a CheckpointError if the folder names files outside it: by a link, or in the index of sharded weights."""
+    home = folder.resolve()
+    for path in folder.iterdir():
+        names = [path.name]
+        if path.name.endswith(".index.json"):
+            names += json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        for name in names:
+            if not (home / name).resolve().is_relative_to(home):
+                raise CheckpointError(f"{folder}: refused, since {path.name} leads out of the folder, to {name}")
+
+
 def _read_backbone(folder: Path) -> dict[str, torch.Tensor]:
     """The language model's ``state_dict``, tied weights included, by transformers' own reader."""
     from transformers import AutoModel
 
     with _quiet():
-        return AutoModel.from_pretrained(folder, local_files_only=True).state_dict()
+        config = load_config(folder, local_files_only=True)
+        return AutoModel.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        ).state_dict()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from recbole_tokenrec.checkpoints import (
     restore,
 )
 from recbole_tokenrec.datacheck import check_files
-from recbole_tokenrec.errors import CheckpointError
+from recbole_tokenrec.errors import CheckpointError, TokenRecError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
 from recbole_tokenrec.models.tokenrec import TokenRec
@@ -47,16 +47,19 @@ def load(path, index: str = "exact", data_path=None, **index_options) -> Recomme
         DataError: the data set that a RecBole checkpoint needs is not there.
         ConfigError: unknown index, or its package is not installed.
     """
-    path = Path(path)
-    if (path / MANIFEST).is_file():
+    path = find(path)
+    if path.is_dir():
         payload = read_folder(path)
     else:
-        path = _checkpoint_in(path) if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
         payload = load_checkpoint(path) if is_checkpoint(path) else None
     if payload is not None and payload.get("data"):
-        model, data = rebuilt(payload)
+        try:
+            model, data = rebuilt(payload)
+        except TokenRecError as error:
+            raise type(error)(f"{path}: {error}") from error
+        except Exception as error:  # a stranger's file may hold any value in any place
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path}: holds no model that can be rebuilt ({reason})") from error
         plain, config = payload["config"], rebuild_config(payload["config"])
         scorer = _scorer(model, data, None, config, index, index_options)
     else:
@@ -80,11 +83,21 @@ def rebuilt(payload: dict):
     return model, data
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    files = sorted(folder.glob("*.pth"))
+def find(path) -> Path:
+    """What ``load`` opens for ``path``: a checkpoint's file, or an exported folder.
+
+    Raises:
+        CheckpointError: there is no such file, or a folder holds none or several.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file() or path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file")
+    files = sorted(path.glob("*.pth"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise CheckpointError(f"{folder}: holds neither {MANIFEST} nor one checkpoint (*.pth: {names}); name the file")
+        raise CheckpointError(f"{path}: holds neither {MANIFEST} nor one checkpoint (*.pth: {names}); name the file")
     return files[0]
 
 

@@ -34,15 +34,15 @@ def add_parser(subparsers) -> None:
 
 def tokens(arguments, rest: list[str]) -> int:
     from recbole_tokenrec.api import tokens as module
-    from recbole_tokenrec.pipeline import write_json
+    from recbole_tokenrec.pipeline import need_folder, write_json
 
     no_more(rest)
     if arguments.neighbours < 1:
         raise ConfigError(f"--neighbours: {arguments.neighbours} is not allowed; allowed: int in [1, inf)")
+    need_folder("--output_dir", arguments.output_dir)
     model = open_model(arguments)
     table, report = model.tokens(), module.token_report(model, arguments.neighbours)
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "tokens.csv", index=False)
     write_json(folder / "tokens.json", report)
     module.picture(model).write_html(folder / "codebooks.html", include_plotlyjs=True)

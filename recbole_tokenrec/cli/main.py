@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 
 from recbole_tokenrec.errors import TokenRecError
@@ -25,7 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     try:
-        return arguments.handler(arguments, rest)
+        code = arguments.handler(arguments, rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads, e.g. head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        return 128 + signal.SIGPIPE
     except TokenRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -87,7 +87,7 @@ def from_config(
     from transformers import AutoConfig
 
     settings = dict(settings)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = _without_kernels(AutoConfig.for_model(settings.pop("model_type"), **settings))
     config.vocab_size = max(len(tokenizer), settings.get("vocab_size", 0))
     if dropout is not None:
         config.dropout_rate = dropout
@@ -171,7 +171,7 @@ def add_id_tokens(backbone: Backbone, names: list[str]) -> torch.Tensor:
 
 
 def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | None) -> Backbone:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if source == "folder" and not any(Path(name).glob("*.safetensors")) and not any(Path(name).glob("*.bin")):
         raise BackboneError(
@@ -185,13 +185,13 @@ def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | N
             "tokenizer.save_pretrained(folder)."
         )
     try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = load_config(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if dropout is not None:
             config.dropout_rate = dropout
         with _quiet_transformers():
             model, report = _model_class(config, with_head).from_pretrained(
-                name, config=config, output_loading_info=True
+                name, config=config, output_loading_info=True, trust_remote_code=False
             )
     except BackboneError:
         raise
@@ -217,6 +217,26 @@ def _from_pretrained(name: str, source: str, with_head: bool, dropout: float | N
             f"{rows}; they belong to different models."
         )
     return Backbone(model.train(), tokenizer, {"source": source, "name": name, "parameters": _count(model)})
+
+
+def load_config(name, **options):
+    """transformers' configuration of a hub id or folder, none of whose code is run.
+
+    Left to itself, transformers asks at a terminal whether it may run code that a configuration names.
+
+    Raises:
+        BackboneError: it asks for a kernel, which is code.
+    """
+    from transformers import AutoConfig
+
+    return _without_kernels(AutoConfig.from_pretrained(name, trust_remote_code=False, **options))
+
+
+def _without_kernels(config):
+    attention = config._attn_implementation
+    if attention is not None and "/" in str(attention):  # a repository of the hub whose code transformers would run
+        raise BackboneError(f"llm_backbone: refused, since the configuration names the kernel '{attention}': code")
+    return config
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from recbole_tokenrec.tokenizers import entity_tokens
 from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER
 
 MOST_ITEMS, MOST_USERS, LONGEST_HISTORY, LONGEST_ID = 1000, 256, 2000, 512
+MOST_BYTES = 16 * 2**20  # of a request's body: as many users with histories as are allowed fit in
 
 # Optional and Union: pydantic reads annotations at run time, and Python 3.9 knows no "|" there.
 Id = Union[StrictStr, StrictInt]
@@ -46,6 +47,7 @@ class RecommendRequest(BaseModel):
 def create_app(recommender: Recommender) -> FastAPI:
     """The application over one recommender; ``recommender.update`` shows in the next answer."""
     app = FastAPI(title=f"recbole-tokenrec: {recommender.name}", redoc_url=None, lifespan=_as_many_as_processors)
+    app.add_middleware(BoundedBody)
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
     @app.exception_handler(TokenRecError)
@@ -108,6 +110,26 @@ def create_app(recommender: Recommender) -> FastAPI:
         return page
 
     return app
+
+
+class BoundedBody:
+    """Stops reading a request's body at MOST_BYTES, which would be held in memory whole before it is checked."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        taken = 0
+
+        async def counted():
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MOST_BYTES:
+                raise HTTPException(413, f"the body is too large; allowed: up to {MOST_BYTES} bytes")
+            return message
+
+        await self.app(scope, counted, send)
 
 
 @contextlib.asynccontextmanager

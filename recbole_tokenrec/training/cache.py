@@ -64,10 +64,11 @@ class StageCache:
             return None
         try:
             payload = load_checkpoint(self.path(stage))
+            report = payload["report"]
             stage.restore(payload["product"])
-        except (CheckpointError, RuntimeError, KeyError):
+        except (CheckpointError, RuntimeError, KeyError, TypeError, AttributeError):
             return None
-        return payload["report"]
+        return report
 
     def save(self, stage, report: dict) -> None:
         if self.folder is None:

@@ -47,9 +47,12 @@ def process_group(timeout: float, use_gpu: bool):
     """Join the processes that torchrun started, if it did; ``timeout`` in seconds for any one exchange.
 
     Raises:
-        ConfigError: torchrun's environment is incomplete, or the timeout is no positive number.
+        ConfigError: torchrun's environment is incomplete or wrong, or the timeout is no positive number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    number = os.environ.get("WORLD_SIZE", "1")
+    if not number.isdecimal():
+        raise ConfigError(f"WORLD_SIZE is {number!r}, which is no number of processes; start them with torchrun")
+    if int(number) < 2:
         yield
         return
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or timeout <= 0:
@@ -60,7 +63,12 @@ def process_group(timeout: float, use_gpu: bool):
     gpu = use_gpu and torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    try:
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:  # torch's own errors are of the first kind
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"MASTER_ADDR, MASTER_PORT: the processes do not meet at {place} ({reason})") from error
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -115,3 +116,51 @@ def test_a_damaged_folder_is_refused(folder, file):
     (folder / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="cannot be read"):
         recbole_tokenrec.load(folder)
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    weights = folder / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere" / weights.name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"shared.weight": "../elsewhere/model.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"refused, since model.safetensors.index.json leads out of the folder"):
+        recbole_tokenrec.load(folder)
+    index.unlink()
+    weights.symlink_to(tmp_path / "elsewhere" / weights.name)
+    with pytest.raises(CheckpointError, match=r"refused, since model.safetensors leads out of the folder"):
+        recbole_tokenrec.load(folder)
+
+
+def test_code_in_a_folder_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "someone/kernel"}))
+    with pytest.raises(CheckpointError, match="names the kernel 'someone/kernel': code"):
+        recbole_tokenrec.load(folder)
+    (folder / "mine.py").write_text("import pathlib\npathlib.Path('ran').touch()\nclass C:\n    pass\n")
+    mine = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModel": "mine.C"}}
+    (folder / "config.json").write_text(json.dumps(mine))
+    with pytest.raises(CheckpointError, match="the export cannot be read"):
+        recbole_tokenrec.load(folder)
+    assert not Path("ran").exists()
+
+
+HOSTILE = {
+    "no mapping": lambda manifest: [1],
+    "no configuration": lambda manifest: {**manifest, "config": None},
+    "no model": lambda manifest: {**manifest, "config": {**manifest["config"], "model": "../evil"}},
+    "another model": lambda manifest: {**manifest, "config": {**manifest["config"], "model": "BPR"}},
+    "no options": lambda manifest: {**manifest, "config": {**manifest["config"], "config_dict": {}}},
+    "no fields": lambda manifest: {**manifest, "fields": 3},
+    "odd parameters": lambda manifest: {**manifest, "other_parameter": [1]},
+}
+
+
+def test_a_manifest_that_says_anything_is_one_clear_error(folder, capsys):
+    from recbole_tokenrec.cli.main import main
+
+    manifest = json.loads((folder / "tokenrec.json").read_text())
+    for name, change in HOSTILE.items():
+        (folder / "tokenrec.json").write_text(json.dumps(change(manifest)))
+        assert main(["recommend", "--checkpoint", str(folder), "--users", "g0u0"]) == 2, name
+        assert capsys.readouterr().err.startswith(f"error: {folder}: "), name

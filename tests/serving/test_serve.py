@@ -151,11 +151,13 @@ def test_models_without_tokens_are_served_too(trained):
     from fastapi.testclient import TestClient
 
     import recbole_tokenrec
-    from recbole_tokenrec.serving.app import create_app
+    from recbole_tokenrec.serving.app import MOST_BYTES, create_app
 
     client = TestClient(create_app(recbole_tokenrec.load(trained("BPR"))))
     assert client.get("/recommend", params={"user": "g0u0"}).json()["kind"] == "hot"
     answer = client.get("/items/g0i0/tokens")
     assert answer.status_code == 404 and "BPR has no ID tokens" in answer.json()["detail"]
+    answer = client.post("/recommend", content=b'{"users": ["' + b"a" * MOST_BYTES + b'"]}')
+    assert answer.status_code == 413 and "allowed: up to 16777216 bytes" in answer.json()["detail"]
     answer = client.post("/recommend", json={"histories": {"x": ["g0i0"]}})
     assert answer.status_code == 422 and "BPR recommends for users it was trained on" in answer.json()["detail"]

@@ -1,9 +1,10 @@
 """Kill a training with SIGKILL at many moments, resume it, and compare with one that was left alone.
 
-``python killing.py FOLDER NUMBER SEED ARGUMENT…`` prints one JSON object. Every training is a process of its own,
-forked from this one once the libraries are imported. A moment is one of the events that the training itself passes:
-a step, an evaluation, and inside every write the archive half there (not sealed), the file complete but not yet in
-place, and just in place.
+``python killing.py FOLDER NUMBER CLOCK SEED ARGUMENT…`` prints one JSON object, which lies in FOLDER/kills.json too;
+given again after it was cut off, it goes on. Every training is a process of its own, forked from this one once the
+libraries are imported. NUMBER kills fall on events that the training itself passes: a step, an evaluation, and inside
+every write the archive half there (not sealed), the file complete but not yet in place, and just in place. CLOCK more
+come from outside, at random fractions of the time that the training takes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -24,14 +26,15 @@ from recbole_tokenrec import checkpoints, files
 from recbole_tokenrec.checkpoints import load_for_recbole
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.models.tokenrec import TokenRec
+from recbole_tokenrec.pipeline import write_json
 from recbole_tokenrec.training.trainer import TokenRecTrainer
 
 
 class Events:
-    """Counts what happens, and kills this process at event number ``kill_at``; kinds are written to ``log``."""
+    """Counts what happens, keeps its kinds, and kills this process at event number ``kill_at``."""
 
-    def __init__(self, kill_at: int | None, log: Path | None):
-        self.kill_at, self.log, self.kinds, self.stage = kill_at, log, [], "before"
+    def __init__(self, kill_at: int | None):
+        self.kill_at, self.kinds, self.stage = kill_at, [], "before"
         self._hook(TokenRec, "calculate_loss", "step", before=self._enter)
         self._hook(TokenRecTrainer, "evaluate", "evaluation")
         self._hook(checkpoints, "_seal", "write, half there")
@@ -66,17 +69,26 @@ class Events:
         setattr(owner, name, hooked)
 
 
-def train(arguments: list[str], folder: Path, kill_at: int | None = None, log: Path | None = None) -> int:
-    """Run the command in a forked process; its exit code, negative for the signal that ended it."""
+def train(arguments: list[str], folder: Path, kill_at=None, log: Path | None = None, seconds=None) -> int:
+    """Run the command in a forked process; its exit code, negative for the signal that ended it.
+
+    Args:
+        kill_at: the event at which it kills itself.
+        log: where the kinds of all events are written at the end.
+        seconds: after which it is killed from outside.
+    """
     pid = os.fork()
     if pid:
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)  # also one that has ended: it is still ours to wait for
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     code = 70
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
         with open("printed.txt", "a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            events = Events(kill_at, log)
+            events = Events(kill_at)
             code = main(arguments)
         if log:
             log.write_text(json.dumps(events.kinds))
@@ -117,27 +129,51 @@ def moments(kinds: list[str], number: int, seed: int) -> list[int]:
     return sorted(chosen + rng.sample(rest, number - len(chosen)))
 
 
-def main_(folder: Path, number: int, seed: int, arguments: list[str]) -> dict:
-    began = time.time()
+def kills(folder: Path, number: int, clock: int, seed: int, arguments: list[str]) -> dict:
     command = ["run", "--result_file", "r.json", "--output_dir", "out", "--checkpoint_every_seconds=0", *arguments]
-    log = folder / "events.json"
-    code = train(command, folder / "alone", log=log)
-    if code:
-        return {"error": (folder / "alone" / "printed.txt").read_text()}
+    log, file = folder / "events.json", folder / "kills.json"
+    if not file.exists():
+        shutil.rmtree(folder / "alone", ignore_errors=True)
+        began = time.time()
+        if train(command, folder / "alone", log=log):
+            return {"error": (folder / "alone" / "printed.txt").read_text()}
+        write_json(file, {"command": command, "seconds_alone": time.time() - began, "runs": []})
+    report = json.loads(file.read_text())
     kinds, expected = json.loads(log.read_text()), outcome(folder / "alone")
-    runs = []
-    for moment in moments(kinds, number, seed):
-        place = folder / f"killed-{moment}"
-        killed = train(command, place, kill_at=moment)
+    report["events"] = len(kinds)
+    planned = [("event", moment) for moment in moments(kinds, number, seed)]
+    fractions = random.Random(seed + 1)
+    planned += [("clock", round(fractions.uniform(0.05, 0.9) * report["seconds_alone"], 2)) for _ in range(clock)]
+    for how, moment in planned[len(report["runs"]) :]:
+        place = folder / f"{how}-{moment}"
+        shutil.rmtree(place, ignore_errors=True)
+        killed = train(command, place, **({"kill_at": moment} if how == "event" else {"seconds": moment}))
+        while killed == 0:  # it was faster than the one that was timed
+            shutil.rmtree(place)
+            killed = train(command, place, seconds=(moment := moment / 2))
+        at = kinds[moment - 1] if how == "event" else f"after {moment} s: {reached(place)}"
         resumed = train([*command, "--resume"], place)
         trouble = (place / "traceback.txt").read_text() if (place / "traceback.txt").exists() else ""
-        runs.append({
-            "moment": moment, "kind": kinds[moment - 1], "killed": killed, "resumed": resumed,
-            "differences": differences(place, expected) if resumed == 0 else [trouble or "no result"],
+        printed = (place / "printed.txt").read_text() if (place / "printed.txt").exists() else ""
+        report["runs"].append({
+            "moment": moment, "kind": at, "killed": killed, "resumed": resumed,
+            "differences": differences(place, expected) if resumed == 0 else [trouble or printed[-2000:]],
         })  # fmt: skip
-    return {"events": len(kinds), "seconds": round(time.time() - began), "runs": runs}
+        write_json(file, report)
+    return report
+
+
+def reached(folder: Path) -> str:
+    """What a training that was killed from outside had left behind, for people to read."""
+    states = sorted((folder / "out" / "resume").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    return f"last state written: {states[-1].name.rpartition('-')[0]}" if states else "no state written yet"
 
 
 if __name__ == "__main__":
+    import transformers  # once for all that are forked
+
     torch.set_num_threads(1)
-    print(json.dumps(main_(Path(sys.argv[1]).absolute(), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]), indent=1))
+    assert transformers.AutoTokenizer and transformers.T5Model
+    folder, number, clock, seed, *rest = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    print(json.dumps(kills(Path(folder).absolute(), int(number), int(clock), int(seed), rest), indent=1))
