@@ -21,7 +21,8 @@ import recbole_tokenrec  # noqa: F401  (makes RecBole importable)
 
 pytest_plugins = ["trained_models"]
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+if "OMP_NUM_THREADS" not in os.environ:  # a busy machine wants one
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 def write_toy(folder, name="toy", groups=4, users=12, items=12, per_user=9, seed=0):
