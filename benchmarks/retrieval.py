@@ -1,4 +1,4 @@
-"""Exact search against FAISS (HNSW, IVF-PQ): latency, recall@20, memory and build time over catalogue sizes.
+"""Exact search against FAISS (HNSW, IVF, IVF-PQ): latency, recall@20, memory and build time over catalogue sizes.
 
 Items are made around trained ones: the LightGCNSoftmax item vectors of a data set (trained here, briefly), each item
 a randomly chosen trained one plus noise that turns it by about 33 degrees, so that the neighbourhood structure is
@@ -28,7 +28,7 @@ from recbole_tokenrec.retrieval import build_index
 from recbole_tokenrec.retrieval.faiss_index import FaissIndex
 
 TURN = 0.65  # length of the noise beside a unit vector: 33 degrees
-KINDS = {"exact": {}, "hnsw": {"kind": "hnsw"}, "ivf_pq": {"kind": "ivf_pq"}}
+KINDS = {"exact": {}, "hnsw": {"kind": "hnsw"}, "ivf": {"kind": "ivf"}, "ivf_pq": {"kind": "ivf_pq"}}
 
 
 def main() -> None:

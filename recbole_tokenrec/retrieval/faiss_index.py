@@ -1,6 +1,8 @@
 """FAISS: approximate search for large catalogues (the extra ``faiss``).
 
 ``hnsw`` (default) is a graph over the full vectors: fast, high recall, memory of the vectors and their links.
+``ivf`` sorts the full vectors into cells and looks into ``nprobe`` of them: built in seconds where a graph of a million
+items takes minutes, and as fast at the same recall on clustered catalogues (docs/results/performance.md).
 ``ivf_pq`` compresses a vector to ``pq_bytes`` bytes and looks into ``nprobe`` of the cells: for catalogues that do
 not fit memory otherwise, at a lower recall. ``flat`` is exact: FAISS's own scan.
 """
@@ -15,8 +17,9 @@ import torch
 from recbole_tokenrec.errors import CheckpointError, ConfigError
 from recbole_tokenrec.retrieval.base import ItemIndex, unit_rows
 
-KINDS = ("hnsw", "flat", "ivf_pq")
+KINDS = ("hnsw", "flat", "ivf", "ivf_pq")
 _MOST_CELLS = 4096
+_ROWS_PER_CELL = 64  # that cells are trained on; more moves them no further
 
 
 def import_faiss():
@@ -38,7 +41,8 @@ class FaissIndex(ItemIndex):
         ef_construction: candidates that are looked at to link an item; more: better recall, slower to build.
         ef_search: candidates that a search of the graph holds at least (at least as many as are asked for). A graph
             that was built fast (80 instead of 200: 2.5 times) makes up for it here.
-        cells: of IVF; 0 takes 4 sqrt(n), at most 4096: training them is the dear part of a large index.
+        cells: 0 takes sqrt(n) for ``ivf`` and 4 sqrt(n) for ``ivf_pq``, at most 4096: training them is the dear part of
+            a large index.
         nprobe: cells that a search looks into; 0 takes a sixteenth of them.
         pq_bytes: bytes of one compressed vector; must divide d.
     """
@@ -59,24 +63,32 @@ class FaissIndex(ItemIndex):
             self.index = faiss.IndexHNSWFlat(self.dim, links, faiss.METRIC_INNER_PRODUCT)
             self.index.hnsw.efConstruction = ef_construction
         else:
-            cells = cells or max(1, min(int(4 * len(rows) ** 0.5), _MOST_CELLS))
-            self._check_pq(len(rows), cells, pq_bytes)
+            cells = cells or max(1, min(int((1 if kind == "ivf" else 4) * len(rows) ** 0.5), _MOST_CELLS))
             quantizer = faiss.IndexFlatIP(self.dim)
-            self.index = faiss.IndexIVFPQ(quantizer, self.dim, cells, pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+            if kind == "ivf":
+                self._check_rows(len(rows), cells)
+                self.index = faiss.IndexIVFFlat(quantizer, self.dim, cells, faiss.METRIC_INNER_PRODUCT)
+            else:
+                self._check_pq(len(rows), cells, pq_bytes)
+                self.index = faiss.IndexIVFPQ(quantizer, self.dim, cells, pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+                self.index.pq.cp.min_points_per_centroid = 1
             self.index.nprobe = nprobe or max(1, cells // 16)
             self.index.cp.min_points_per_centroid = 1  # small catalogues train on what there is, without a warning
-            self.index.pq.cp.min_points_per_centroid = 1
+            self.index.cp.max_points_per_centroid = _ROWS_PER_CELL
             self.index.train(rows)
         self.index.add(rows)
 
     def _check_pq(self, rows: int, cells: int, pq_bytes: int) -> None:
         if self.dim % pq_bytes:
             raise ConfigError(f"pq_bytes: {pq_bytes} is not allowed; allowed: divisors of d = {self.dim}")
-        if rows < max(cells, 256):
-            raise ConfigError(f"kind: ivf_pq needs at least {max(cells, 256)} items, there are {rows}; allowed: hnsw")
+        self._check_rows(rows, max(cells, 256))
+
+    def _check_rows(self, rows: int, least: int) -> None:
+        if rows < least:
+            raise ConfigError(f"kind: {self.kind} needs at least {least} items, there are {rows}; allowed: hnsw")
 
     def _nearest(self, queries, k, candidates):
-        if candidates is not None and self.kind != "ivf_pq":
+        if candidates is not None and self.kind in ("hnsw", "flat"):
             # A graph walked through forbidden items misses allowed ones; these are few, and their vectors are there.
             rows = torch.from_numpy(self.index.reconstruct_batch((candidates.cpu() - 1).numpy()))
             scores, places = (queries @ rows.T).topk(k, dim=1)
@@ -96,7 +108,7 @@ class FaissIndex(ItemIndex):
         rows = unit_rows(self._checked_new(vectors)).numpy()
         twin = FaissIndex.__new__(FaissIndex)
         twin.__dict__.update(self.__dict__, index=faiss.clone_index(self.index), size=self.size + len(rows))
-        if self.kind == "ivf_pq":
+        if self.kind in ("ivf", "ivf_pq"):
             twin.index.nprobe = self.index.nprobe
         twin.index.add(rows)
         return twin
@@ -119,7 +131,8 @@ class FaissIndex(ItemIndex):
             index = faiss.read_index(str(path))
         except RuntimeError as error:
             raise CheckpointError(f"{path}: FAISS cannot read it ({error})") from error
-        kinds = {"IndexHNSWFlat": "hnsw", "IndexFlatIP": "flat", "IndexFlat": "flat", "IndexIVFPQ": "ivf_pq"}
+        kinds = {"IndexHNSWFlat": "hnsw", "IndexFlatIP": "flat", "IndexFlat": "flat", "IndexIVFFlat": "ivf",
+                 "IndexIVFPQ": "ivf_pq"}  # fmt: skip
         if type(index).__name__ not in kinds:
             raise CheckpointError(f"{path}: a {type(index).__name__} is no index of this package")
         found = cls.__new__(cls)

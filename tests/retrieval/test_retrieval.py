@@ -28,13 +28,15 @@ def truth(queries, vectors, k, exclude=None, candidates=None):
     return item.masked_fill(value == -torch.inf, 0), value
 
 
-@pytest.fixture(params=["exact", "exact-small", "faiss-flat", "faiss-hnsw", "lancedb-flat"])
+@pytest.fixture(params=["exact", "exact-small", "faiss-flat", "faiss-hnsw", "faiss-ivf", "lancedb-flat"])
 def make(request, tmp_path):
     """``make(vectors)``: an index of one kind."""
     backend, _, kind = request.param.partition("-")
     if backend != "exact":
         pytest.importorskip(backend)
     options = {"kind": kind} if backend != "exact" else {}
+    if kind == "ivf":  # all cells: exact
+        options.update(cells=8, nprobe=8)
     if kind == "small":  # 8 bytes a score: 300 of them, so that the items of a single query take two blocks
         options = {"memory_budget_gb": 2400 / 2**30}
     if backend == "lancedb":
@@ -91,8 +93,10 @@ def test_wrong_questions(make, arguments, text):
         make(VECTORS).search(*arguments)
 
 
-@pytest.mark.parametrize("backend", ["faiss", "lancedb"])
-@pytest.mark.parametrize("kind", ["ivf_pq", "hnsw"])
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [("faiss", "hnsw"), ("faiss", "ivf"), ("faiss", "ivf_pq"), ("lancedb", "hnsw"), ("lancedb", "ivf_pq")],
+)
 def test_compressed_indexes_find_most(backend, kind, tmp_path):
     pytest.importorskip(backend)
     generator = torch.Generator().manual_seed(4)
@@ -102,10 +106,11 @@ def test_compressed_indexes_find_most(backend, kind, tmp_path):
     queries = vectors[100:150] + 0.1 * torch.randn(50, 32, generator=generator)
     options = {"kind": kind, **({"folder": tmp_path / "db"} if backend == "lancedb" else {})}
     options.update({"pq_bytes": 16, "cells": 32} if (backend, kind) == ("faiss", "ivf_pq") else {})
+    options.update({"cells": 32, "nprobe": 8} if kind == "ivf" else {})
     items, scores = build_index(backend, vectors, **options).search(queries, 10)
     expected, _ = truth(queries, vectors, 10)
     recall = (items.unsqueeze(2) == expected.unsqueeze(1)).any(2).float().mean()
-    assert recall > (0.95 if kind == "hnsw" and backend == "faiss" else 0.5)
+    assert recall > (0.95 if kind in ("hnsw", "ivf") and backend == "faiss" else 0.5)
     assert (scores.diff(dim=1) <= 1e-6).all() and (items > 0).all()
 
 
@@ -113,7 +118,7 @@ def test_faiss_file_round_trip(tmp_path):
     pytest.importorskip("faiss")
     from recbole_tokenrec.retrieval.faiss_index import FaissIndex
 
-    for kind in ("hnsw", "flat", "ivf_pq"):
+    for kind in ("hnsw", "flat", "ivf", "ivf_pq"):
         index = build_index("faiss", VECTORS, kind=kind, pq_bytes=8, cells=20)
         index.save(tmp_path / kind)
         again = FaissIndex.load(tmp_path / kind)
@@ -148,7 +153,7 @@ def test_lancedb_opens_again(tmp_path):
     [
         ("exakt", {}, "allowed: exact, faiss, lancedb"),
         ("exact", {"memory_budget_gb": 0}, "memory_budget_gb: 0 is not allowed"),
-        ("faiss", {"kind": "lsh"}, "allowed: hnsw, flat, ivf_pq"),
+        ("faiss", {"kind": "lsh"}, "allowed: hnsw, flat, ivf, ivf_pq"),
         ("faiss", {"kind": "ivf_pq", "pq_bytes": 5}, "divisors of d = 16"),
         ("lancedb", {"kind": "lsh", "folder": "x"}, "allowed: flat, hnsw, ivf_pq"),
     ],
