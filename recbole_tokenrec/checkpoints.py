@@ -189,7 +189,8 @@ def rebuild_config(plain: dict) -> Config:
     """The ``Config`` that :func:`plain_config` described, for this machine's devices.
 
     The command line is not read, and no string is evaluated: RecBole's own way of reading a ``config_dict`` calls
-    ``eval``, by which a file could run code.
+    ``eval``, by which a file could run code. Presets are not read either: they may have changed since, and a key that
+    came later is what the model's own YAML says, which leaves a model as it was.
     """
     config = _PlainConfig(plain["model"], plain["dataset"], config_dict=plain["config_dict"])
     config.__class__ = Config
@@ -197,6 +198,8 @@ def rebuild_config(plain: dict) -> Config:
 
 
 class _PlainConfig(Config):
+    complete = True  # for the registry, which adds presets otherwise
+
     def _load_variable_config_dict(self, config_dict):
         return dict(config_dict)
 

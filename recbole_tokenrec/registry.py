@@ -171,9 +171,18 @@ def _with_our_defaults(original):
     def load(self, model, model_class, dataset):
         original(self, model, model_class, dataset)
         if model in MODELS:
-            self.internal_config_dict.update(_defaults(model, dataset, self.external_config_dict, self.yaml_loader))
+            add = _common if getattr(self, "complete", False) else _defaults
+            self.internal_config_dict.update(add(model, dataset, self.external_config_dict, self.yaml_loader))
 
     return load
+
+
+def _common(model: str, dataset: str, chosen: dict, loader) -> dict:
+    """What the YAML of one of our models says whatever the preset and the data set."""
+    settings = {}
+    for file in ("overall.yaml", MODELS[model].yaml):
+        settings.update(yaml.load((properties_dir() / file).read_text(encoding="utf-8"), Loader=loader) or {})
+    return {key: value for key, value in settings.items() if key not in ("grid", "datasets")}
 
 
 def _defaults(model: str, dataset: str, chosen: dict, loader) -> dict:

@@ -28,6 +28,7 @@ from recbole_tokenrec.checkpoints import (
     rebuild_config,
     save_checkpoint,
 )
+from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.errors import CheckpointError, ConfigError
 
 PAYLOAD = {
@@ -184,6 +185,18 @@ def test_a_rebuilt_config_is_equal(toy_data, model, dataset, settings):
     assert type(rebuilt) is Config and rebuilt.model_class is config.model_class
     assert rebuilt.final_config_dict == config.final_config_dict
     assert plain_config(rebuilt) == plain
+
+
+@pytest.mark.unit
+def test_a_key_that_a_preset_got_later_does_not_change_what_was_trained():
+    """An older checkpoint lacks it; ml-1m's part of the preset sets it today."""
+    config = make_config("TokenRec", "ml-1m", overrides={"preset": "tuned"})
+    plain = plain_config(config)
+    assert plain["config_dict"].pop("prompt_decoder_items") > 0
+    rebuilt = rebuild_config(plain)
+    assert rebuilt["prompt_decoder_items"] == 0 and rebuilt["preset"] == "tuned"
+    others = {key: value for key, value in config.final_config_dict.items() if key != "prompt_decoder_items"}
+    assert {key: rebuilt.final_config_dict[key] for key in others} == others
 
 
 @pytest.mark.unit
