@@ -197,6 +197,10 @@ class LightGCNSoftmax(GeneralRecommender):
             candidates=draw_candidates(items, self.n_items, self.sampled_items),
         )
 
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._evaluated = None  # of other weights: RecBole's trainer loads the best epoch's before it evaluates
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._evaluated is None or self.training:
             with torch.no_grad():

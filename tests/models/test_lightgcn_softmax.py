@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.training.loaders import generator_for
@@ -82,3 +83,17 @@ def test_the_loss_does_not_depend_on_what_comes_after_the_targets(build):
 def test_wrong_keys(build, keys, text):
     with pytest.raises(ConfigError, match=text):
         build("LightGCNSoftmax", **{**NEXT, **keys})
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("targets", ["all", "next"])
+def test_scores_are_those_of_the_weights_loaded_last(build, targets):
+    """RecBole's trainer loads the best epoch's weights after it has evaluated the last epoch's."""
+    _, model, train, *_ = build("LightGCNSoftmax", **{**NEXT, "targets": targets})
+    model.eval()
+    users = Interaction({"user_id": torch.arange(1, 5)})
+    before = model.full_sort_predict(users)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["item_embedding.weight"] = torch.randn_like(state["item_embedding.weight"])
+    model.load_state_dict(state)
+    assert not torch.allclose(model.full_sort_predict(users), before, atol=1e-2)
