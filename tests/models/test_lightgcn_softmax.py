@@ -35,7 +35,7 @@ def test_next_targets_find_the_next_item_and_learn_that_new_items_count_more(lea
 
 @pytest.mark.recipe
 def test_mixed_targets_learn_the_toy_groups(learn_toy):
-    assert learn_toy("LightGCNSoftmax", **{**NEXT, "targets": "mixed"})["hit@5"] > 0.9
+    assert learn_toy("LightGCNSoftmax", **{**NEXT, "targets": "mixed"})["hit@5"] > 0.8  # chance: one in eight
 
 
 @pytest.mark.unit
