@@ -10,7 +10,6 @@ What is there of an earlier call in ``--folder`` is used again: model, users, an
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.harness import begin, finish, parser
+from benchmarks.harness import begin, finish, parser, workers_of
 from benchmarks.workload import QUIET
 
 ITEMS, PER_USER, TRAINED = 1000, 5, 2000
@@ -144,17 +143,6 @@ def scored(checkpoint: Path, size: int, arguments, kill: bool) -> dict:
         sys.exit(f"score ended with exit code {process.returncode}")
     return {"users": size, "seconds": time.perf_counter() - began, "cpu_seconds": used.ru_utime + used.ru_stime,
             "peak_rss_mb": used.ru_maxrss / 1024, "worker_killed_when": killed}  # fmt: skip
-
-
-def workers_of(pid: int) -> list[int]:
-    """Process numbers of the spawned children of ``pid`` (Linux)."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return sorted(found)
 
 
 def checked(size: int, arguments) -> dict:

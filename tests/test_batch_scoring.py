@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from workers import workers_of
 
+from benchmarks.harness import workers_of
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.pipeline import run_models
 

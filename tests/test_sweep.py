@@ -10,8 +10,8 @@ import time
 from unittest.mock import Mock
 
 import pytest
-from workers import workers_of
 
+from benchmarks.harness import workers_of
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.errors import ConfigError, OutputError, TrainingError
 from recbole_tokenrec.files import exclusive
