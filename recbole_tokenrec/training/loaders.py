@@ -140,7 +140,7 @@ class PromptsByUser:
         target_rows (P,), target_items (P,)     what is to be retrieved; rows count from 0 within the batch
         visible_rows (V,), visible_items (V,)   what is known already, and so neither positive nor negative
 
-    A batch has one template and users of similar history length, so that little of it is padding.
+    A batch has one template and users whose prompts are of similar length, so that little of it is padding.
 
     Args:
         histories: training histories.
@@ -150,6 +150,7 @@ class PromptsByUser:
         max_history: most items of a prompt, 0 for none.
         num_templates: templates 0 … num_templates - 1 are drawn.
         sequential: the prompt lists the newest visible items in order; otherwise random ones, shuffled.
+        targets_read: the decoder reads the targets, so that their number is a length, too.
         users_of: from a mask (n,) over ``histories.items`` of what is visible to the codes (n_users, K) of all users
             and the vectors (n_users, d) that the codes stand for.
     """
@@ -163,6 +164,7 @@ class PromptsByUser:
         max_history: int,
         num_templates: int,
         sequential: bool = False,
+        targets_read: bool = False,
         users_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ):
         self.histories = histories
@@ -172,6 +174,7 @@ class PromptsByUser:
         self.max_history = max_history
         self.num_templates = num_templates
         self.sequential = sequential
+        self.targets_read = targets_read
         self.users_of = users_of
         self.users = users_with(histories, 2 if sequential else 1)
 
@@ -189,7 +192,10 @@ class PromptsByUser:
         shown = torch.bincount(rows[visible], minlength=histories.n_users)
         ends = shown.cumsum(0)
         number = shown.clamp_max(self.max_history)
-        for users in self._batches(number, generator):
+        length = number
+        if self.targets_read:  # these vary more than what the prompt lists, beside which the template's words count too
+            length = number + 2 * torch.bincount(rows[is_target], minlength=histories.n_users)
+        for users in self._batches(length, generator):
             batch = {
                 self.user_field: users,
                 TEMPLATE: torch.randint(self.num_templates, (1,), generator=generator).expand(len(users)),

@@ -264,6 +264,7 @@ class LLMStage(Stage):
                 model.history_limit(),
                 NUM_SEEN,
                 sequential=settings.prompt_order == "sequential",
+                targets_read=settings.prompt_decoder_items > 0,
                 users_of=self._users_of if settings.llm_user_tokens == "visible" else None,
             )
         else:

@@ -23,7 +23,7 @@ from recbole_tokenrec.training.loaders import (
     PromptsByUser,
     generator_for,
 )
-from recbole_tokenrec.training.parts import next_part, random_part
+from recbole_tokenrec.training.parts import next_part, random_part, window_part
 
 pytestmark = pytest.mark.unit
 
@@ -126,3 +126,18 @@ def test_pairs_by_user_cover_every_interaction_once(histories):
         ages += batch[AGE].tolist()
     assert sorted(pairs) == sorted(zip(histories.rows().tolist(), histories.items.tolist()))
     assert sorted(ages) == sorted(histories.ages().tolist())
+
+
+def test_targets_that_the_decoder_reads_are_of_similar_number_in_a_batch():
+    users = np.repeat(np.arange(1, 300), np.random.default_rng(0).integers(2, 40, 299))
+    histories = Histories(users, np.arange(len(users)), n_users=300)
+
+    def padded(**keys):
+        loader = PromptsByUser(histories, 8, "user_id", lambda g: window_part(histories, 12, g), 10, 3, True, **keys)
+        batches = loader.epoch(generator_for(1, "llm", 0))
+        numbers = [torch.bincount(batch[TARGET_ROWS], minlength=len(batch["user_id"])) for batch in batches]
+        return sum(int(number.max()) * len(number) for number in numbers), int(torch.cat(numbers).sum())
+
+    (grouped, real), (mixed, same) = padded(targets_read=True), padded()
+    assert real == same
+    assert grouped - real < 0.5 * (mixed - real)
