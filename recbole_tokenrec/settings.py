@@ -83,17 +83,17 @@ OPTIONS: dict[str, Option] = {
     "cf_item_offset": Option(bool, "Items have an offset between what they propagate and where they are retrieved."),
     "cf_targets": _choice(
         "softmax_cosine: all of a user's items are targets of his vector; next: the next few after a random cut in "
-        "time, his vector being made of what lies before; mixed: the next few, or a random part and the rest.",
+        "time, his vector being made of what lies before; random: a random part, his vector being made of the rest.",
         "all",
         "next",
-        "mixed",
+        "random",
     ),
     "cf_target_ratio": Option(
-        list, "With cf_targets: next or mixed, least and largest share of a user's items that are targets."
+        list, "With cf_targets: next or random, least and largest share of a user's items that are targets."
     ),
     "cf_recency": _float(
         "An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph. With cf_targets: next or "
-        "mixed the exponent is learnt, from this value on."
+        "random the exponent is learnt, from this value on."
     ),
     "cf_target_recency": _float("With cf_targets: all, the same exponent for its weight as a target."),
     "cf_reg_weight": _float("RecBole's reg_weight: L2 on the un-propagated embeddings, with cf_loss: own."),

@@ -17,9 +17,8 @@ Two things differ from LightGCN besides the loss, each an option:
     The paper asks a user's vector for the very items that it is made of. Here a history is cut at a random moment,
     p_u is made of what lies before, and the next few items are the targets, as at evaluation. Interests fade: an item
     with a newer ones after it weighs (a + 1)^-recency in p_u, and the exponent is learnt, from ``recency`` on.
-``targets: mixed``
-    The same for one half of the users of an epoch; for the other half random items are held out: for data in which
-    order says little.
+``targets: random``
+    Items drawn at random are the targets, and p_u is made of all others: for data in which order says little.
 ``recency``, ``target_recency`` with ``targets: all``
     The same exponent, fixed, in the graph, and another one for the weight as a target. 0 ignores time, as the paper.
 """
@@ -48,7 +47,7 @@ from recbole_tokenrec.training.loaders import (
     PairsByUser,
 )
 from recbole_tokenrec.training.losses import fast_bf16, softmax_cosine_loss
-from recbole_tokenrec.training.parts import mixed_part, next_part
+from recbole_tokenrec.training.parts import next_part, random_part
 from recbole_tokenrec.training.sampling import draw_candidates
 
 
@@ -154,7 +153,7 @@ class LightGCNSoftmax(GeneralRecommender):
         return PairsByUser(self.histories, batch_size, self.USER_ID, self.ITEM_ID)
 
     def _parts(self, generator: torch.Generator):
-        draw = mixed_part if self.targets == "mixed" else next_part
+        draw = next_part if self.targets == "next" else random_part
         return draw(self.histories, self.target_ratio, generator)
 
     def calculate_loss(self, interaction) -> torch.Tensor:
@@ -226,7 +225,7 @@ def _check(config) -> None:
         "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
         "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
         "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
-        "targets": (lambda v: v in ("all", "next", "mixed"), "one of all, next, mixed"),
+        "targets": (lambda v: v in ("all", "next", "random"), "one of all, next, random"),
         "target_ratio": (
             lambda v: isinstance(v, (list, tuple)) and are_shares(v),
             "two shares [low, high] within (0, 1)",

@@ -4,7 +4,7 @@ Both the collaborative stage (``cf_targets``) and the LLM4Rec stage learn to fin
 as evaluation will ask: the target is not in what a user's vector, tokens or prompt are made of. All functions return
 two masks (n,) over ``histories.items``, never both true: the targets, and what is visible. ``share`` is the least and
 the largest share of a user's items that become targets; at least one does, and one stays visible if the user has two.
-A user with a single item has a target and nothing visible in :func:`random_part`, and neither in the other two.
+A user with a single item has a target and nothing visible in :func:`random_part`, and neither in the others.
 """
 
 from __future__ import annotations
@@ -55,16 +55,6 @@ def window_part(histories: Histories, most: int, generator: torch.Generator) -> 
     usable = (count > 1)[rows]
     visible = usable & (position < cut[rows])
     return usable & ~visible & (position < (cut + most)[rows]), visible
-
-
-def mixed_part(histories: Histories, share: tuple[float, float], generator: torch.Generator) -> Parts:
-    """:func:`next_part` for about half of the users, :func:`random_part` for the others."""
-    following, random = next_part(histories, share, generator), random_part(histories, share, generator)
-    rows, count = histories.rows(), histories.counts()
-    coin = (torch.rand(len(count), generator=generator) < 0.5)[rows]
-    usable = (count > 1)[rows]
-    is_target, visible = (torch.where(coin, a, b & usable) for a, b in zip(following, random))
-    return is_target, visible
 
 
 class InTurn(NamedTuple):

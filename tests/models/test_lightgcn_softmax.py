@@ -34,8 +34,8 @@ def test_next_targets_find_the_next_item_and_learn_that_new_items_count_more(lea
 
 
 @pytest.mark.recipe
-def test_mixed_targets_learn_the_toy_groups(learn_toy):
-    assert learn_toy("LightGCNSoftmax", **{**NEXT, "targets": "mixed"})["hit@5"] > 0.8  # chance: one in eight
+def test_random_targets_learn_the_toy_groups(learn_toy):
+    assert learn_toy("LightGCNSoftmax", **{**NEXT, "targets": "random"})["hit@5"] > 0.8  # chance: one in eight
 
 
 @pytest.mark.unit
@@ -73,7 +73,7 @@ def test_the_loss_does_not_depend_on_what_comes_after_the_targets(build):
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"targets": "later"}, "targets: 'later' is not allowed; allowed: one of all, next, mixed"),
+        ({"targets": "later"}, "targets: 'later' is not allowed; allowed: one of all, next, random"),
         ({"target_ratio": [0.5]}, "target_ratio"),
         ({"target_ratio": ["a", "b"]}, "target_ratio"),
         ({"user_table": True}, "targets: 'next' needs user_table: false"),

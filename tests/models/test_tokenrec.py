@@ -55,7 +55,7 @@ def fit(build, tmp_path):
     [
         {"preset": "tuned"},
         {"preset": "user_id_only"},
-        {"preset": "tuned", "prompt_order": "shuffled", "cf_targets": "mixed", "prompt_style": "compact"},
+        {"preset": "tuned", "prompt_order": "shuffled", "cf_targets": "random", "prompt_style": "compact"},
         {"prompt_order": "shuffled", "cf_targets": "all", "cf_recency": 0.5, "cf_target_recency": 0.3},
         {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
         {"preset": "tuned", "cf_sampled_items": 20, "llm_sampled_items": 20},
@@ -136,7 +136,7 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 
     monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
     paper = {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}
-    for keys in ({}, {"cf_targets": "mixed", "prompt_order": "shuffled"}, DECODER, paper):
+    for keys in ({}, {"cf_targets": "random", "prompt_order": "shuffled"}, DECODER, paper):
         seen.clear()
         trainer, train, valid, test = fit(**keys)
         features = train._dataset.inter_feat

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.training.parts import in_turn, mixed_part, next_part, random_part, window_part
+from recbole_tokenrec.training.parts import in_turn, next_part, random_part, window_part
 
 pytestmark = pytest.mark.unit
 SHARE = (0.1, 0.4)
@@ -23,7 +23,7 @@ def generator():
     return torch.Generator().manual_seed(1)
 
 
-@pytest.mark.parametrize("draw", [random_part, next_part, mixed_part])
+@pytest.mark.parametrize("draw", [random_part, next_part])
 def test_every_user_of_two_items_has_a_target_and_something_visible(histories, generator, draw):
     is_target, visible = draw(histories, SHARE, generator)
     assert not (is_target & visible).any()
@@ -55,14 +55,6 @@ def test_late_cuts_are_likelier(histories, generator):
 def test_random_parts_show_all_that_is_not_asked(histories, generator):
     is_target, visible = random_part(histories, SHARE, generator)
     assert (is_target ^ visible).all()
-
-
-def test_mixed_parts_are_of_both_kinds(histories, generator):
-    is_target, visible = mixed_part(histories, SHARE, generator)
-    long = histories.counts() > 20
-    left_out = torch.bincount(histories.rows()[~(is_target | visible)], minlength=histories.n_users) > 0
-    whole = (long & ~left_out).sum() / long.sum()
-    assert 0.4 < whole < 0.9  # next parts leave out what comes later, random parts nothing
 
 
 def test_windows_follow_what_is_visible_and_hold_at_least_half_of_a_short_history(histories, generator):
