@@ -60,7 +60,7 @@ def test_the_page_says_which_rows_have_one_seed(records):
 def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_others_seeds(records):
     found = report("toy", records, False).content["comparisons"]
     against = next(c for c in found if c["row"] == "TokenRec" and c["role"] == "best baseline")
-    assert against["rival"] == "CID"  # the best by validation, whatever its number of seeds
+    assert against["rival"] == "CID"  # the best on both splits, whatever its number of seeds
     mean = {}
     for label in ("CID", "TokenRec"):
         rows = [r["rows"][0]["ranks"] for r in records if r["label"] == label]
@@ -68,6 +68,20 @@ def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_oth
     assert against["difference"] == pytest.approx(mean["TokenRec"] - mean["CID"])
     assert against["ratio"] == pytest.approx(mean["TokenRec"] / mean["CID"])
     assert against["low"] < against["difference"] < against["high"] and against["p"] < 0.01
+
+
+def test_the_best_baseline_is_best_on_both_splits_and_the_cosine_stage_does_not_hide_the_others(records):
+    lucky = record("BERT4Rec", 1, 400)  # by validation alone it would be the rival
+    lucky["rows"][0]["ranks"]["valid"] = [1] * USERS
+    lucky["rows"][0]["valid"]["ndcg@20"], lucky["rows"][0]["test"]["ndcg@20"] = 0.6, 0.0
+    found = report("toy", [*records, lucky], False).content["comparisons"]
+    cid = np.mean([record("CID", 1, 20)["rows"][0][split]["ndcg@20"] for split in ("valid", "test")])
+    assert cid > 0.3  # the mean of 0.6 and 0
+    assert [c["rival"] for c in found if c["row"] == "TokenRec"] == ["CID"]
+    found = report("toy", [*records, record("LightGCN-softmax", 1, 12)], False).content["comparisons"]
+    assert [(c["rival"], c["role"]) for c in found if c["row"] == "TokenRec"] == [
+        ("LightGCN-softmax", "best baseline"), ("CID", "best but LightGCN-softmax"),
+    ]  # fmt: skip
 
 
 def test_once_changes_the_seeds_of_its_rows_and_nothing_else():
