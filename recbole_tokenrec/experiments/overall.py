@@ -1,8 +1,8 @@
 """Tables 2 and 3: every model on one data set, one split, one evaluator, the paper's numbers beside ours.
 
 All rows score from the training part alone and mask the user's history. Models are selected on validation NDCG@20.
-The comparison at the end pools validation and test users: one held-out item a user is little. The best baseline is the
-one that is best there, which may be LightGCN-softmax, TokenRec's own first stage; then the best of the others stands too.
+The comparison at the end pools validation and test users: one held-out item a user is little. The best baseline is
+the one that is best there; if that is LightGCN-softmax, TokenRec's own first stage, the best of the others stands too.
 """
 
 from __future__ import annotations
