@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.configuration import make_config
+from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
+from recbole_tokenrec.settings import read_settings
 
 pytest.importorskip("matplotlib")
 FAST = [
@@ -108,6 +111,25 @@ def test_ablation_compares_every_part_with_the_full_model(experiment, monkeypatc
     assert set(result["against_reference"]) == set(result["variants"]) - {"full"}
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("preset", ["tuned", "user_id_only", "paper"])
+def test_levers_turn_one_key_of_the_preset_to_an_allowed_value(preset, toy_data):
+    def config(**keys):
+        return make_config("TokenRec", "toy", (), {"preset": preset, "data_path": str(toy_data), **keys})
+
+    settings = config()
+    table = levers.variants(settings, None)
+    assert table.pop(levers.REFERENCE) == {} and len(table) > 15
+    for label, keys in table.items():
+        ((key, value),) = keys.items()
+        assert label == f"{key}: {value}" and settings[key] != value
+        assert getattr(read_settings(config(**keys)), key) == value
+    listed = {key for keys in table.values() for key in keys}
+    assert ("prompt_max_history" in listed) == settings["prompt_history"]
+    assert ("llm_horizon" in listed) == (settings["prompt_decoder_items"] > 0)
+    assert set(levers.variants(settings, "mq_beta")) == {levers.REFERENCE, *(n for n in table if "mq_beta" in n)}
+
+
 @pytest.mark.recipe
 def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(experiment, monkeypatch):
     from recbole_tokenrec.experiments import generalize
@@ -192,6 +214,7 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
         (["masking", "--mq_masking_ratio=2"], "mq_masking_ratio: 2"),
+        (["levers", "--only", "cf_temprature"], "only: 'cf_temprature' is not known; did you mean 'cf_temperature'?"),
     ],
 )
 def test_mistakes_are_one_line(arguments, text, toy_data, tmp_path, capsys):
