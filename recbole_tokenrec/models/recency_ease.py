@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
+from torch.nn import functional as F
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.histories import Histories
@@ -38,8 +39,7 @@ class RecencyEASE(GeneralRecommender):
         rows, items = histories.rows().numpy(), histories.items.numpy()
         shape = (self.n_users, self.n_items)
         seen = sp.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, items)), shape=shape)
-        weights = (histories.ages().numpy() + 1.0) ** -config["recency"]
-        self.weighted = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=shape)
+        self.weights = (histories.ages().float() + 1.0) ** -config["recency"]
         gram = (seen.T @ seen).toarray()
         gram[np.diag_indices_from(gram)] += config["reg_weight"]
         inverse = np.linalg.inv(gram)
@@ -52,8 +52,11 @@ class RecencyEASE(GeneralRecommender):
         return torch.zeros(1, requires_grad=True)  # fitted in closed form when built
 
     def _scores(self, users: torch.Tensor) -> torch.Tensor:
-        known = torch.from_numpy(self.weighted[users.cpu().numpy()].toarray()).to(self.item_similarity.device)
-        return known @ self.item_similarity
+        rows, places = self.histories.places(users.cpu())
+        number = torch.bincount(rows, minlength=len(users))
+        taken, starts, weights = self.histories.items[places], number.cumsum(0) - number, self.weights[places]
+        taken, starts, weights = (part.to(self.item_similarity.device) for part in (taken, starts, weights))
+        return F.embedding_bag(taken, self.item_similarity, starts, mode="sum", per_sample_weights=weights)
 
     def predict(self, interaction) -> torch.Tensor:
         """Scores (B,) of the pairs."""

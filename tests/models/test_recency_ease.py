@@ -20,9 +20,12 @@ def test_without_recency_it_is_recboles_ease(build):
 @pytest.mark.unit
 def test_weights_follow_age(build):
     _, model, *_ = build("RecencyEASE", reg_weight=20.0, recency=1.0)
-    history, number = model.histories.latest(torch.tensor([3]), 99)
-    weights = torch.from_numpy(model.weighted[3].toarray())[0][history[0]]
-    torch.testing.assert_close(weights, 1 / torch.arange(int(number), 0, -1).float())
+    users = torch.tensor([3, 7])
+    scores = model.full_sort_predict(Interaction({"user_id": users})).view(2, -1)
+    for user, row in zip(users, scores):
+        history = model.histories.of_user(int(user))
+        weights = 1 / torch.arange(len(history), 0, -1).float()
+        torch.testing.assert_close(row, weights @ model.item_similarity[history])
 
 
 @pytest.mark.unit
