@@ -17,6 +17,7 @@ TOKEN_PROMPT = {
     "mq_num_codebooks": 6,
     "mq_user_num_codebooks": 16,
     "prompt_style": "compact",
+    "prompt_decoder_items": 0,
     "prompt_order": "shuffled",
     "prompt_max_history": 16,
     "llm_target_ratio": [0.05, 0.3],

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ROWS = "".join(f"u{u}\ti{(u + i) % 9}\t{i}\n" for u in range(4) for i in range(6))
-OWN = ["--cf_loss=own", "--llm_user_tokens=all"]
+OWN = ["--cf_loss=own", "--llm_user_tokens=all", "--prompt_decoder_items=0"]
 
 CONFIGURATION = [
     # RecBole's keys, for every model

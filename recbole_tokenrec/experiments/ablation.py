@@ -27,7 +27,8 @@ def variants(settings) -> dict[str, dict]:
         "mq_user_num_codebooks": 1,
         "mq_codebook_size": settings["mq_num_codebooks"] * settings["mq_codebook_size"],
     }
-    mf = {"cf_n_layers": 0, "cf_user_table": True, "cf_targets": "all", "llm_user_tokens": "all"}
+    known = {"llm_user_tokens": "all", "prompt_decoder_items": 0}  # a decoder that reads wants users by their items
+    mf = {"cf_n_layers": 0, "cf_user_table": True, "cf_targets": "all", **known}
     if settings["cf_loss"] == "own":
         mf = {"cf_model": "BPR"}
     found = {
@@ -48,7 +49,7 @@ def variants(settings) -> dict[str, dict]:
     if settings["llm_residual"]:
         found["w/o residual"] = {"llm_residual": False}
     if settings["llm_user_tokens"] == "visible":
-        found["user tokens know the targets"] = {"llm_user_tokens": "all"}
+        found["user tokens know the targets"] = known
     return found
 
 

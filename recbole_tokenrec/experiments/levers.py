@@ -63,7 +63,7 @@ def variants(settings, only: str | None) -> dict[str, dict]:
         idle |= {"prompt_order", "llm_target_weight", "llm_distill"}
     if settings["prompt_order"] != "sequential":
         idle |= {"prompt_decoder_items"}
-    idle |= {"prompt_order"} if settings["prompt_decoder_items"] else {"llm_horizon"}
+    idle |= {"prompt_order", "prompt_style"} if settings["prompt_decoder_items"] else {"llm_horizon"}
     if not settings["prompt_history"]:
         idle |= {"prompt_decoder_items", "prompt_order", "prompt_style", "prompt_max_history"}
     turned = [(key, value) for key in keys if key not in idle for value in VALUES[key] if value != settings[key]]

@@ -29,9 +29,10 @@ SMALL = {
     "topk": [5, 20],
     "stage_cache": False,
 }
-OWN_LOSS = {"cf_loss": "own", "llm_user_tokens": "all"}
+OWN_LOSS = {"cf_loss": "own", "llm_user_tokens": "all", "prompt_decoder_items": 0}
 
 DECODER = {"prompt_decoder_items": 3, "llm_horizon": 2}
+ORDERLESS = {"prompt_order": "shuffled", "cf_targets": "random", "prompt_decoder_items": 0}
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def fit(build, tmp_path):
     [
         {"preset": "tuned"},
         {"preset": "user_id_only"},
-        {"preset": "tuned", "prompt_order": "shuffled", "cf_targets": "random", "prompt_style": "compact"},
-        {"prompt_order": "shuffled", "cf_targets": "all", "cf_recency": 0.5, "cf_target_recency": 0.3},
+        {"preset": "tuned", **ORDERLESS, "prompt_style": "compact"},
+        {**ORDERLESS, "cf_targets": "all", "cf_recency": 0.5, "cf_target_recency": 0.3},
         {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
         {"preset": "tuned", "cf_sampled_items": 20, "llm_sampled_items": 20},
         {"preset": "tuned", **DECODER},
@@ -136,7 +137,7 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 
     monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
     paper = {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}
-    for keys in ({}, {"cf_targets": "random", "prompt_order": "shuffled"}, DECODER, paper):
+    for keys in ({"prompt_decoder_items": 0}, ORDERLESS, DECODER, paper):
         seen.clear()
         trainer, train, valid, test = fit(**keys)
         features = train._dataset.inter_feat
