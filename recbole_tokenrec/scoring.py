@@ -5,9 +5,10 @@ process takes any shard that is neither written nor locked; if it dies, the kern
 scored anew by another. The same command goes on where it stopped, if model, users and settings are still the same
 ones (``plan.json`` says which they were; batches, processes and memory may be others).
 
-No process holds more than ``memory_budget_gb``, measured as resident memory. A model that alone needs more is refused;
-what is left once it is open bounds the scores and prompts of a batch (``load``'s ``process_budget_gb``) and its rows
-(``_users_at_once``). Should a batch take more all the same, the process stops and says how much it was.
+Each process obeys ``memory_budget_gb``, measured as resident memory. A model that alone needs more is refused, by the
+size of its file before it is read, or at the latest when it is open. What is left then bounds the scores and prompts of
+a batch (``load``'s ``process_budget_gb``) and its rows (``_users_at_once``). Should a batch take more all the same, the
+process stops and says how much it was.
 """
 
 from __future__ import annotations
