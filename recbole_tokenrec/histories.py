@@ -33,7 +33,10 @@ class Histories:
 
     @classmethod
     def from_dataset(cls, dataset) -> Histories:
-        """From a RecBole data set after its split, i.e. with tensors in ``inter_feat``."""
+        """From a RecBole data set after its split, i.e. with tensors in ``inter_feat``; a snapshot has them made."""
+        known = getattr(dataset, "histories", None)
+        if isinstance(known, cls):
+            return known
         features = dataset.inter_feat
         users = features[dataset.uid_field].numpy()
         items = features[dataset.iid_field].numpy()

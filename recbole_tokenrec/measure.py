@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from recbole_tokenrec.errors import ConfigError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -23,8 +25,7 @@ class Cost:
 
     def __enter__(self) -> Cost:
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
-        with contextlib.suppress(OSError):  # not Linux, or not allowed: the whole process's peak is reported instead
-            Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -45,12 +46,40 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def forget_peak() -> None:
+    """Let :func:`peak_rss_mb` count from now; not on Linux, or not allowed: it goes on counting the whole process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_rss_mb() -> float:
     """Resident memory's high-water mark in MiB."""
+    return _status("VmHWM") or _peak()
+
+
+def rss_mb() -> float:
+    """Resident memory in MiB; where there is no ``/proc``, its high-water mark."""
+    return _status("VmRSS") or _peak()
+
+
+def must_fit(what, budget_gb: float, needed_gb: float) -> None:
+    """Raise a ConfigError that names the figure needed, unless a process with ``what`` stays below its budget."""
+    if needed_gb >= budget_gb:
+        raise ConfigError(
+            f"memory_budget_gb: {budget_gb:g} is too little for {what}: a process holds {needed_gb:.2f} GB then, or "
+            "more; raise it"
+        )
+
+
+def _status(key: str) -> float | None:
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) / 1024
+    return None
+
+
+def _peak() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)

@@ -3,7 +3,12 @@
 A shard is a range of lines of the users' file and becomes ``part-NNNNN.parquet``, written whole or not at all. A
 process takes any shard that is neither written nor locked; if it dies, the kernel frees its lock, and the shard is
 scored anew by another. The same command goes on where it stopped, if model, users and settings are still the same
-ones (``plan.json`` says which they were). No process holds more than its model and ``batch`` users at a time.
+ones (``plan.json`` says which they were; batches, processes and memory may be others).
+
+Each process obeys ``memory_budget_gb``, measured as resident memory. A model that alone needs more is refused, by the
+size of its file before it is read, or at the latest when it is open. What is left then bounds the scores and prompts of
+a batch (``load``'s ``process_budget_gb``) and its rows (``_users_at_once``). Should a batch take more all the same, the
+process stops and says how much it was.
 """
 
 from __future__ import annotations
@@ -17,10 +22,13 @@ from typing import NamedTuple
 
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TokenRecError
 from recbole_tokenrec.files import exclusive, written_whole
+from recbole_tokenrec.measure import must_fit, peak_rss_mb, rss_mb
 from recbole_tokenrec.pipeline import write_json
+from recbole_tokenrec.settings import check
 from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # of workers, for each worker asked for
+_ROW_BYTES = 512  # of a recommendation on its way from numbers to a data frame, to an Arrow table, to Parquet
 
 
 class Job(NamedTuple):
@@ -31,6 +39,7 @@ class Job(NamedTuple):
     output: str
     k: int
     batch: int
+    memory_budget_gb: float
     shard_size: int
     starts: tuple[int, ...]
 
@@ -41,24 +50,34 @@ class Job(NamedTuple):
         return self.part(number).with_suffix(".lock")
 
 
-def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000, batch: int = 512, workers: int = 1):
+def score(
+    checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000, batch: int = 512, workers: int = 1,
+    memory_budget_gb: float = 2.0,
+) -> dict:  # fmt: skip
     """Write the ``k`` best items of every user in ``users_file`` (one raw id a line) to the folder ``output``.
+
+    Args:
+        batch: most users in memory at once; fewer where the budget wants it.
+        memory_budget_gb: GiB of resident memory that each process may hold.
 
     Returns:
         ``{"users": …, "parts": …, "deaths": workers that died}``, which is also written to ``output/score.json``.
 
     Raises:
-        ConfigError: pyarrow is missing, or ``output`` holds parts of another job.
+        ConfigError: pyarrow is missing, ``output`` holds parts of another job, or the budget is too small.
         CheckpointError: the model cannot be opened.
         DataError: the file cannot be read or holds no ids.
         TrainingError: too many workers died.
     """
-    from recbole_tokenrec.api.loading import find
+    from recbole_tokenrec.api.loading import find, least_gb
 
     _parquet()
+    budget = check("memory_budget_gb", memory_budget_gb)
     users, starts, digest = _shards(users_file, shard_size)
-    paths = [str(Path(path).absolute()) for path in (find(checkpoint), users_file, output)]
-    job = Job(*paths, k, batch, shard_size, tuple(starts))
+    model = find(checkpoint)
+    must_fit(model, budget, least_gb(model))
+    paths = [str(Path(path).absolute()) for path in (model, users_file, output)]
+    job = Job(*paths, k, batch, budget, shard_size, tuple(starts))
     plan = {"checkpoint_sha256": _digest_of(job.checkpoint), "users_sha256": digest, "users": users, "k": k,
             "shard_size": shard_size}  # fmt: skip
     _claim_folder(job, plan)
@@ -82,33 +101,42 @@ def score(checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000,
 
 def _work(job: Job) -> None:
     """Score every shard that nobody else does, then wait for the others'; the model is opened once."""
-    from recbole_tokenrec.api import load
+    from recbole_tokenrec.api.loading import load
 
-    model = None
+    model, at_once = None, 0
     for wait in (False, True):  # in the end, a shard that another process holds is there soon, or he dies
         for number in range(len(job.starts)):
             if job.part(number).exists():
                 continue
             with exclusive(job.lock(number), wait) as held:
                 if held and not job.part(number).exists():
-                    model = model or load(job.checkpoint)
-                    _write_shard(job, number, model)
+                    if model is None:
+                        model = load(job.checkpoint, process_budget_gb=job.memory_budget_gb)
+                        at_once = _users_at_once(job)
+                    _write_shard(job, number, model, at_once)
 
 
-def _write_shard(job: Job, number: int, model) -> None:
+def _users_at_once(job: Job) -> int:
+    """Users whose rows fit into a quarter of what the open model leaves of the budget, ``batch`` at the most."""
+    left = job.memory_budget_gb * 2**30 - rss_mb() * 2**20
+    return max(1, min(job.batch, int(left / 4 / (_ROW_BYTES * job.k))))
+
+
+def _write_shard(job: Job, number: int, model, at_once: int) -> None:
     pyarrow, parquet = _parquet()
     schema = pyarrow.schema([
         ("user_id", pyarrow.string()), ("item_id", pyarrow.string()), ("rank", pyarrow.int32()),
         ("score", pyarrow.float32()), ("kind", pyarrow.string()),
     ])  # fmt: skip
     with written_whole(job.part(number), "the shard") as file, parquet.ParquetWriter(file, schema) as writer:
-        for users in _batches(job, number):
+        for users in _batches(job, number, at_once):
             frame = model.recommend(users=users, k=job.k)
             writer.write_table(pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False))
+            must_fit(f"{len(users)} users at once (batch)", job.memory_budget_gb, peak_rss_mb() / 1024)
 
 
-def _batches(job: Job, number: int):
-    """The shard's ids, ``batch`` at a time."""
+def _batches(job: Job, number: int, at_once: int):
+    """The shard's ids, ``at_once`` at a time."""
     end = job.starts[number + 1] if number + 1 < len(job.starts) else None
     with open(job.users_file, "rb") as file:
         file.seek(job.starts[number])
@@ -116,7 +144,7 @@ def _batches(job: Job, number: int):
         while (end is None or file.tell() < end) and (line := file.readline()):
             if user := line.decode("utf-8").strip():
                 ids.append(user)
-            if len(ids) == job.batch:
+            if len(ids) == at_once:
                 yield ids
                 ids = []
         if ids:

@@ -88,8 +88,11 @@ class DataSnapshot:
             fields = tuple(payload["fields"])
         except (KeyError, AttributeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"the checkpoint's ids and histories cannot be read ({error!r})") from error
-        fits = len(ends) == len(users) + 1 and int(ends[-1]) == len(taken)
-        if not fits or (len(taken) and int(taken.max()) >= len(items)) or (titles and len(titles) != len(items)):
+        arrays = all(part.dim() == 1 and part.dtype == torch.int64 for part in (ends, taken))
+        fits = arrays and len(ends) == len(users) + 1 and ends[0] == 0 and ends[-1] == len(taken)
+        fits = fits and bool((ends.diff() >= 0).all())
+        known = not len(taken) or (taken.min() >= 0 and taken.max() < len(items))
+        if not fits or not known or (titles and len(titles) != len(items)):
             raise CheckpointError("the checkpoint's ids and histories do not fit together")
         histories = Histories.__new__(Histories)
         histories.n_users, histories.indptr, histories.items = len(users), ends, taken

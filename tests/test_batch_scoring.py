@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from benchmarks.harness import workers_of
+from recbole_tokenrec import scoring
 from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.pipeline import run_models
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -115,8 +117,59 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
         ([*base, "torn", "--users_file", "users.txt"], "plan.json cannot be read"),
         ([*base, "out", "--users_file", "users.txt"], "holds parts of another job"),
         ([*base, "new", "--users_file", "users.txt", "--k", "0"], "--k: 0 is not allowed; allowed: int in [1, inf)"),
+        ([*base, "new", "--users_file", "users.txt", "--memory_budget_gb=0"],
+         "memory_budget_gb: 0.0 is not allowed; allowed: float in (0, inf)"),
+        ([*base, "new", "--users_file", "users.txt", "--memory_budget_gb=nan"], "memory_budget_gb: nan is not allowed"),
+        ([*base, "new", "--users_file", "users.txt", "--memory_budget_gb=0.05"],
+         "memory_budget_gb: 0.05 is too little for x.pth: a process holds "),
         ([*base, "new", "--users_file", "users.txt", "surplus"], "'surplus' is not understood"),
     ):
         assert main(arguments) == 2
         assert text in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.recipe
+def test_a_worker_over_the_budget_is_one_message_and_leaves_nothing(checkpoint, tmp_path):
+    """The command's own process has room, since it opens no model; a worker has not, whose libraries are more."""
+    (tmp_path / "users.txt").write_text("g0u0\n")
+    script = """
+import sys
+from recbole_tokenrec import scoring
+from recbole_tokenrec.api import loading
+from recbole_tokenrec.cli.main import main
+if __name__ == "__main__":
+    loading.least_gb = lambda path: 0.0
+    sys.exit(main(sys.argv[1:]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "script.py", "score", "--checkpoint", str(checkpoint), "--users_file", "users.txt", "--output",
+         "out", "--memory_budget_gb", "0.1"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: memory_budget_gb: 0.1 is too little for {checkpoint}: a process holds" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.unit
+def test_rows_of_a_batch_fit_into_what_is_left(monkeypatch):
+    monkeypatch.setattr(scoring, "rss_mb", lambda: 1024.0)
+    job = scoring.Job("m", "u", "o", k=1000, batch=512, memory_budget_gb=2.0, shard_size=10, starts=(0,))
+    assert scoring._users_at_once(job) == 512
+    assert scoring._users_at_once(job._replace(memory_budget_gb=1.5)) == 2**29 // (4 * 512 * 1000)
+    assert scoring._users_at_once(job._replace(memory_budget_gb=1.0001)) == 1
+
+
+@pytest.mark.recipe
+def test_a_batch_that_takes_more_than_the_budget_stops_with_the_figure(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "users.txt").write_text("g0u0\ng0u1\n")
+    from recbole_tokenrec.api import load
+
+    job = scoring.Job(str(checkpoint), str(tmp_path / "users.txt"), str(tmp_path), 3, 1, 1.0, 2, (0,))
+    monkeypatch.setattr(scoring, "peak_rss_mb", lambda: 1025.0)
+    with pytest.raises(ConfigError, match=r"1 users at once \(batch\): a process holds 1.00 GB then, or more"):
+        scoring._write_shard(job, 0, load(checkpoint), 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["users.txt"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from recbole.utils import ModelType, get_model
 
-from recbole_tokenrec.api.export import MANIFEST, read_folder
+from recbole_tokenrec.api.export import MANIFEST, TENSORS, read_folder
 from recbole_tokenrec.api.recommender import Recommender
 from recbole_tokenrec.api.scorers import FullSortScorer, LightGCNSoftmaxScorer, Scorer, TokenRecScorer
 from recbole_tokenrec.checkpoints import (
@@ -26,13 +26,14 @@ from recbole_tokenrec.checkpoints import (
 from recbole_tokenrec.datacheck import check_files
 from recbole_tokenrec.errors import CheckpointError, TokenRecError
 from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.measure import forget_peak, must_fit, peak_rss_mb, rss_mb
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
 from recbole_tokenrec.models.tokenrec import TokenRec
 from recbole_tokenrec.retrieval import ItemIndex, build_index
 from recbole_tokenrec.snapshot import DataSnapshot
 
 
-def load(path, index: str = "exact", data_path=None, **index_options) -> Recommender:
+def load(path, index: str = "exact", data_path=None, process_budget_gb=None, **index_options) -> Recommender:
     """Open a trained model for recommending.
 
     Args:
@@ -40,14 +41,39 @@ def load(path, index: str = "exact", data_path=None, **index_options) -> Recomme
             (``--output_dir`` of a run of one model).
         index: how items are found by models with user and item vectors: ``exact``, ``faiss`` or ``lancedb``.
         data_path: folder that holds the data set's folder, for checkpoints without ids, if it has moved.
+        process_budget_gb: GiB that this process may hold in all, libraries and model included; what is left when the
+            model is open bounds the batches of users. None: no such bound, batches are as the model's
+            ``memory_budget_gb`` says.
         index_options: of :func:`recbole_tokenrec.retrieval.build_index`.
 
     Raises:
         CheckpointError: no such file, damaged, foreign, or of other data.
         DataError: the data set that a RecBole checkpoint needs is not there.
-        ConfigError: unknown index, or its package is not installed.
+        ConfigError: unknown index, its package is not installed, or the model does not fit into the budget.
     """
     path = find(path)
+    if process_budget_gb is None:
+        return _opened(path, index, data_path, index_options, lambda config: config["memory_budget_gb"] or 2.0)
+    must_fit(path, process_budget_gb, least_gb(path))
+    forget_peak()
+
+    def left(_) -> float:
+        must_fit(path, process_budget_gb, peak_rss_mb() / 1024)
+        return (process_budget_gb - rss_mb() / 1024) / 2  # the other half is for what a batch takes beside its scores
+
+    recommender = _opened(path, index, data_path, index_options, left)
+    must_fit(path, process_budget_gb, peak_rss_mb() / 1024)
+    return recommender
+
+
+def least_gb(path: Path) -> float:
+    """GiB that this process would hold at the least with the model at ``path``, whose file is read whole, open."""
+    file = path / TENSORS if path.is_dir() else path
+    return rss_mb() / 1024 + (file.stat().st_size / 2**30 if file.is_file() else 0)
+
+
+def _opened(path: Path, index: str, data_path, index_options: dict, budget_of) -> Recommender:
+    """``budget_of``: from the model's configuration, once it is open, to GiB that a batch's scores may take."""
     if path.is_dir():
         payload = read_folder(path)
     else:
@@ -60,12 +86,11 @@ def load(path, index: str = "exact", data_path=None, **index_options) -> Recomme
         except Exception as error:  # a stranger's file may hold any value in any place
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{path}: holds no model that can be rebuilt ({reason})") from error
-        plain, config = payload["config"], rebuild_config(payload["config"])
-        scorer = _scorer(model, data, None, config, index, index_options)
+        plain, config, dataset = payload["config"], rebuild_config(payload["config"]), None
     else:
         model, data, dataset, config = _with_data_set(path, data_path)
         plain = plain_config(config)
-        scorer = _scorer(model, data, dataset, config, index, index_options)
+    scorer = _scorer(model, data, dataset, budget_of(config), index, index_options)
     return Recommender(scorer, plain, path, config["TIME_FIELD"] or "timestamp")
 
 
@@ -74,13 +99,19 @@ def rebuilt(payload: dict):
     data = DataSnapshot.from_payload(payload["data"])
     config = rebuild_config(payload["config"])
     with torch.random.fork_rng():
-        model = get_model(config["model"])(config, data).to(config["device"])
+        model = get_model(config["model"])(config, data)
     try:
-        model.load_state_dict(payload["state_dict"])
+        # No second copy of the tables: the model takes the tensors that were read, in the types that it has.
+        types = {name: own.dtype for name, own in model.state_dict().items()}
+        state = {name: value.to(types.get(name, value.dtype)) for name, value in payload["state_dict"].items()}
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint's weights do not fit its configuration ({error})") from error
+    for module in model.modules():
+        if hasattr(module, "tie_weights"):  # transformers': what was one tensor under several names is one again
+            module.tie_weights()
     model.load_other_parameter(payload.get("other_parameter"))
-    return model, data
+    return model.to(config["device"]), data
 
 
 def find(path) -> Path:
@@ -128,14 +159,15 @@ def _sequences(dataset) -> DataSnapshot:
     return DataSnapshot.from_dataset(dataset, Histories(rows.numpy(), lists[shown].numpy(), dataset.user_num))
 
 
-def _scorer(model, data, dataset, config, index: str, options: dict) -> Scorer:
+def _scorer(model, data, dataset, budget: float, index: str, options: dict) -> Scorer:
+    """``budget``: GiB that the scores, or the prompts, of a batch may take."""
     model.eval()
-    budget = config["memory_budget_gb"] or 2.0
 
     def index_of(vectors) -> ItemIndex:
         return build_index(index, vectors, **({"memory_budget_gb": budget} if index == "exact" else {}), **options)
 
     if isinstance(model, TokenRec):
+        model.settings.memory_budget_gb = budget  # for prompts
         return TokenRecScorer(model, data, index_of(model.item_vectors), index_of)
     if isinstance(model, LightGCNSoftmax):
         return LightGCNSoftmaxScorer(model, data, index_of)

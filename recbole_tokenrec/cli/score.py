@@ -19,7 +19,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the part-NNNNN.parquet")
     parser.add_argument("--k", type=int, default=10, help="(default: %(default)s)")
     parser.add_argument("--shard_size", type=int, default=10_000, help="users of a part (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="users in memory at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=512, help="most users at once (default: %(default)s)")
+    parser.add_argument("--memory_budget_gb", type=float, default=2.0, help="of each process (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.set_defaults(handler=run)
 
@@ -32,6 +33,7 @@ def run(arguments, rest: list[str]) -> int:
     for name, value in numbers.items():
         if value < 1:
             raise ConfigError(f"--{name}: {value} is not allowed; allowed: int in [1, inf)")
-    summary = score(arguments.checkpoint, arguments.users_file, arguments.output, **numbers)
+    summary = score(arguments.checkpoint, arguments.users_file, arguments.output, **numbers,
+                    memory_budget_gb=arguments.memory_budget_gb)  # fmt: skip
     print(f"{summary['users']} users in {summary['parts']} parts: {arguments.output}")
     return 0

@@ -107,3 +107,14 @@ def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tens
             f"cf_model: '{type(model).__name__}' keeps no user and item embeddings; allowed: e.g. LightGCN, BPR, SGL"
         )
     return users.detach().clone(), items.detach().clone()
+
+
+def unfilled(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of the shapes of :func:`representations`, for a model whose weights are read next.
+
+    Those of our LightGCNs cost neither time nor memory: nothing is propagated, and no page is touched.
+    """
+    if not isinstance(model, (SparseLightGCN, LightGCNSoftmax)):
+        return representations(model)
+    table = model.item_embedding.weight.detach()
+    return table.new_empty(model.n_users, table.shape[1]), torch.empty_like(table)

@@ -25,6 +25,8 @@ Two things differ from LightGCN besides the loss, each an option:
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -79,7 +81,8 @@ class LightGCNSoftmax(GeneralRecommender):
         precision = config["precision"] or "auto"
         self.low_precision = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
         self.histories = Histories.from_dataset(dataset)
-        self._build_graph()
+        degree = np.bincount(self.histories.items.numpy(), minlength=self.n_items)
+        self.item_scale = torch.from_numpy(np.maximum(degree, 1).astype(np.float32) ** -0.5)
         self.item_embedding = nn.Embedding(self.n_items, self.dim)
         self.user_embedding = nn.Embedding(self.n_users, self.dim) if config["user_table"] else None
         self.item_offset = nn.Parameter(torch.zeros(self.n_items, self.dim)) if config["item_offset"] else None
@@ -88,18 +91,19 @@ class LightGCNSoftmax(GeneralRecommender):
                 nn.init.normal_(table.weight, std=0.1)
         self._evaluated = None
 
-    def _build_graph(self) -> None:
-        """R (n_users, n_items) takes items to users, R_uj = age weight / sqrt(deg u deg j); its transpose back."""
+    @cached_property
+    def to_users(self) -> SparseMatrix:
+        """R (n_users, n_items) takes items to users, R_uj = age weight / sqrt(deg u deg j); its transpose back.
+
+        Built when it is first needed: to recommend to the users that a trained TokenRec knows, it never is.
+        """
         rows, items = self.histories.rows().numpy(), self.histories.items.numpy()
-        degree = np.bincount(items, minlength=self.n_items)
-        self.item_scale = torch.from_numpy(np.maximum(degree, 1).astype(np.float32) ** -0.5)
         user_scale = np.maximum(self.histories.counts().numpy(), 1) ** -0.5
         weights = user_scale[rows] * self.item_scale.numpy()[items]
         if not self.splits:
             weights = weights * (self.histories.ages().numpy() + 1.0) ** -self.recency
         matrix = sp.csr_matrix((weights.astype(np.float32), (rows, items)), shape=(self.n_users, self.n_items))
-        self.to_users = SparseMatrix(matrix).to(self.device)
-        self.to_items = self.to_users.T
+        return SparseMatrix(matrix).to(self.device)
 
     def _layers(self) -> tuple[list, list]:
         """Users and items of layers 0 … L; None stands for zeros."""
@@ -108,7 +112,7 @@ class LightGCNSoftmax(GeneralRecommender):
         for _ in range(self.n_layers):
             above_users, above_items = users[-1], items[-1]
             users.append(None if above_items is None else self.to_users @ above_items)
-            items.append(None if above_users is None else self.to_items @ above_users)
+            items.append(None if above_users is None else self.to_users.T @ above_users)
         return users, items
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,13 +18,14 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch.nn import functional as F
 
-from recbole_tokenrec.collaborative.representations import build_collaborative, representations
+from recbole_tokenrec.collaborative.representations import build_collaborative, representations, unfilled
 from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories, take
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
 from recbole_tokenrec.llm.llm4rec import LLM4Rec
 from recbole_tokenrec.llm.prompts import NUM_SEEN, PromptBuilder, all_texts
 from recbole_tokenrec.settings import read_settings
+from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.tokenizers import build_tokenizer, token_names
 from recbole_tokenrec.tokenizers.id_tokens import ITEM_LETTER, USER_LETTER
 from recbole_tokenrec.training.loaders import (
@@ -72,7 +73,8 @@ class TokenRec(GeneralRecommender):
             )
 
         self.collaborative = build_collaborative(settings, config, dataset)
-        users, items = representations(self.collaborative)
+        rebuilt = isinstance(dataset, DataSnapshot)  # of a trained model, whose weights are read next
+        users, items = (unfilled if rebuilt else representations)(self.collaborative)
         self.register_buffer("user_vectors", users)
         self.register_buffer("item_vectors", items)
 

@@ -20,7 +20,8 @@ SMALL = [
     "--mq_codeword_dim=8", "--mq_hidden_size=16", "--cf_eval_step=1", "--llm_eval_step=1", "--show_progress=false",
     "--use_gpu=false", "--stage_cache=false", "--llm_projection_size=16", "--cf_epochs=3", "--cf_train_batch_size=16",
     "--mq_epochs=2", "--mq_min_steps=6", "--mq_train_batch_size=16", "--llm_epochs=3", "--llm_train_batch_size=10",
-    "--checkpoint_every_seconds=0", "--distributed_timeout=60", "--eval_batch_size=500",
+    "--checkpoint_every_seconds=0", "--distributed_timeout=60", "--eval_batch_size=500", "--prompt_decoder_items=3",
+    "--llm_horizon=2",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ TOY = [*SMALL, "--cf_epochs=3", "--cf_train_batch_size=16", "--mq_epochs=2", "--
        "--mq_train_batch_size=16", "--llm_epochs=3", "--llm_train_batch_size=16"]  # fmt: skip
 ML_100K = [*SMALL, "--cf_epochs=3", "--cf_train_batch_size=128", "--mq_epochs=2", "--mq_min_steps=10",
            "--mq_train_batch_size=512", "--llm_epochs=3", "--llm_train_batch_size=128",
-           "--prompt_max_history=10"]  # fmt: skip
+           "--prompt_max_history=10", "--prompt_decoder_items=10", "--llm_horizon=2"]  # fmt: skip
 
 
 def kill(folder, number, clock, seed, arguments):

@@ -1,0 +1,68 @@
+"""Opening a model costs no more memory than it must, and stays within a budget or says how much it needs."""
+
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+
+from recbole_tokenrec import measure
+from recbole_tokenrec.api import loading
+from recbole_tokenrec.checkpoints import load_checkpoint
+from recbole_tokenrec.errors import CheckpointError, ConfigError
+
+pytestmark = pytest.mark.recipe
+
+
+def test_what_was_read_is_the_model_and_nothing_is_made_twice(trained):
+    payload = load_checkpoint(trained())
+    model, data = loading.rebuilt(payload)
+    for name in ("user_vectors", "item_vectors", "user_codes"):
+        assert getattr(model, name).data_ptr() == payload["state_dict"][name].data_ptr()
+    assert model.histories is data.histories is model.collaborative.histories
+    assert model.llm.backbone.shared.weight is model.llm.backbone.encoder.embed_tokens.weight
+    assert torch.equal(model.histories.items, payload["data"]["history_items"])
+
+
+def test_no_graph_is_built_to_recommend_to_known_users(trained):
+    opened = loading.load(trained())
+    opened.recommend(["g0u0", "stranger"], k=3)
+    assert "to_users" not in vars(opened.model.collaborative)
+    opened.recommend(histories=["g0i1", "g0i2"], k=3)
+    assert "to_users" in vars(opened.model.collaborative)
+
+
+def test_types_are_the_models_own(trained):
+    payload = load_checkpoint(trained())
+    payload["state_dict"]["user_codes"] = payload["state_dict"]["user_codes"].double()
+    payload["state_dict"]["item_vectors"] = payload["state_dict"]["item_vectors"].double()
+    model, _ = loading.rebuilt(payload)
+    assert model.user_codes.dtype == torch.int64 and model.item_vectors.dtype == torch.float32
+    payload["state_dict"]["user_codes"] = payload["state_dict"]["user_codes"][1:]
+    with pytest.raises(CheckpointError, match="do not fit its configuration"):
+        loading.rebuilt(payload)
+
+
+def test_a_model_over_the_budget_is_refused_with_the_figure_that_it_needs(trained, monkeypatch):
+    path = loading.find(trained())
+    least = loading.least_gb(path)
+    assert least > measure.rss_mb() / 1024 > 0.05
+    with pytest.raises(ConfigError, match=r"_gb: 0.05 is too little for .*\.pth: a process holds .* GB") as told:
+        loading.load(path, process_budget_gb=0.05)
+    assert float(str(told.value).split(" GB")[0].split()[-1]) == pytest.approx(least, abs=0.1)
+    monkeypatch.setattr(loading, "least_gb", lambda _: 0.0)  # as if it grew only while it was opened
+    with pytest.raises(ConfigError, match="memory_budget_gb: 0.05 is too little"):
+        loading.load(path, process_budget_gb=0.05)
+
+
+@pytest.mark.parametrize("name", ["TokenRec", "BPR"])
+def test_what_the_open_model_leaves_bounds_the_batches(trained, name):
+    budget = measure.rss_mb() / 1024 + 2
+    opened = loading.load(trained(name), process_budget_gb=budget)
+    left = budget - measure.rss_mb() / 1024
+    scorer = opened._scorer
+    if name == "TokenRec":
+        assert scorer.index.memory_budget_gb == opened.model.settings.memory_budget_gb
+        assert scorer.index.memory_budget_gb == pytest.approx(left / 2, abs=0.1)
+    unbounded = loading.load(trained(name))
+    assert_frame_equal(opened.recommend(["g0u0", "g1u1"], k=3), unbounded.recommend(["g0u0", "g1u1"], k=3))
+    tight = loading._scorer(opened.model, opened.data, None, 8 * 3 * opened.data.item_num / 2**30, "exact", {})
+    assert (tight.users_per_batch == 3) if name == "BPR" else (tight.index.memory_budget_gb < 1e-5)
