@@ -227,8 +227,8 @@ def read_settings(config) -> Settings:
         for key, value in {**needs, "llm_loss": "softmax", "llm_user_tokens": "visible"}.items():
             if values[key] != value:
                 raise ConfigError(
-                    f"prompt_decoder_items: {settings.prompt_decoder_items} needs {key}: {value}; it is {values[key]}; or "
-                    "set prompt_decoder_items: 0"
+                    f"prompt_decoder_items: {settings.prompt_decoder_items} needs {key}: {value}; it is {values[key]}; "
+                    "or set prompt_decoder_items: 0"
                 )
     inductive = settings.cf_loss == "softmax_cosine" and not settings.cf_user_table
     if settings.llm_user_tokens == "visible" and not inductive:

@@ -138,9 +138,8 @@ def test_an_update_that_fails_leaves_the_old_state(recommender, monkeypatch):
 
 
 def test_lightgcn_with_its_own_loss_folds_in(trained):
-    recommender = recbole_tokenrec.load(
-        trained(cf_loss="own", cf_user_table=True, llm_user_tokens="all", prompt_decoder_items=0, cf_train_batch_size=64, cf_epochs=60)
-    )
+    own = {"cf_loss": "own", "cf_user_table": True, "llm_user_tokens": "all", "prompt_decoder_items": 0}
+    recommender = recbole_tokenrec.load(trained(**own, cf_train_batch_size=64, cf_epochs=60))
     report = recommender.update(interactions(NEW_ITEM + NEW_USERS))
     assert (report["new_users"], report["new_items"]) == (2, 1)
     frame = recommender.recommend(["g1ann", "g1bob"], k=4)
