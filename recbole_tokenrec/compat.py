@@ -6,9 +6,9 @@ RecBole's own modules, with two exceptions, both *missing* names that are given 
 numpy's old aliases (see :func:`_numpy_aliases`) and scipy's ``dok_matrix._update``.
 
 Where RecBole's code cannot be reached by replacing a short function, the *name* it reads is replaced in that one
-module instead: ``torch`` by an overlay that differs in ``load`` alone, ``pandas`` in ``read_csv``, and for the tuner
-``numpy`` in ``RandomState``. So no long function of RecBole's is copied here to go stale, and nobody else's
-``torch.load`` or ``pandas.read_csv`` changes.
+module instead: ``torch`` by an overlay that differs in ``load`` alone, ``pandas`` in ``read_csv``, ``os`` in
+``makedirs``, and for the tuner ``numpy`` in ``RandomState``. So no long function of RecBole's is copied here to go
+stale, and nobody else's ``torch.load`` or ``pandas.read_csv`` changes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import io
+import os
 import pickle
 import sys
 import types
@@ -274,6 +275,13 @@ def _anomaly_mode() -> bool:
     return changed
 
 
+def _folders() -> bool:
+    """Let a folder of RecBole's that another process makes at the same moment be no error: two of torchrun's did."""
+    utils = importlib.import_module("recbole.utils.utils")
+    utils.os = Overlay(os, makedirs=functools.partial(os.makedirs, exist_ok=True))
+    return True
+
+
 def _quiet() -> bool:
     """Silence warnings that RecBole's own lines earn on every run and its users can do nothing about."""
     for message, category, module in _NOISE:
@@ -307,6 +315,7 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
     ("hyperopt", "exhaustive search asks hyperopt for what 0.2.6 removed", _ISSUES + "1868", _hyperopt),
+    ("folders", "of two processes that make one at the same time, one dies", "", _folders),
     ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
 )
 _records: list[Patch] = []

@@ -259,6 +259,18 @@ def test_the_tuner_s_generator_serves_old_and_new_hyperopt():
     assert hyper_tuning.np.prod is np.prod and np.random.RandomState.__module__ == "numpy.random.mtrand"
 
 
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_another_process_has_just_made_is_no_error(tmp_path, monkeypatch):
+    from recbole.utils import ensure_dir
+
+    monkeypatch.setattr("os.path.exists", lambda path: False)  # asked just before the other made it
+    ensure_dir(str(tmp_path))
+    ensure_dir(str(tmp_path / "more" / "deeper"))
+    assert (tmp_path / "more" / "deeper").is_dir()
+
+
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 
