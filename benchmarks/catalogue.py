@@ -8,25 +8,24 @@ own; beside what was measured stands what docs/scaling.md's formula says.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from benchmarks.harness import begin, finish, parser, seconds_of
+from benchmarks.harness import begin, finish, in_a_process, parser, seconds_of
 from recbole_tokenrec.measure import Cost, peak_rss_mb
 from recbole_tokenrec.registry import preset_values
 from recbole_tokenrec.tokenizers import MQTokenizer
 
 PER_USER, DIM, BATCH_USERS, SAMPLED = 20, 128, 256, 50_000
 
+
 def books() -> dict[str, int]:
     """K of what can be tokenized."""
     preset = preset_values("tuned")
     return {"items": preset["mq_num_codebooks"], "users": preset["mq_user_num_codebooks"], "paper": 3}
-
 
 
 def main() -> None:
@@ -44,24 +43,9 @@ def main() -> None:
     finish(arguments, before, results)
 
 
-def in_a_process(work, what, arguments) -> dict:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=answer, args=(work, what, arguments, answers))
-    process.start()
-    row = answers.get()
-    process.join()
-    print(row, flush=True)
-    return row
-
-
-def answer(work, what, arguments, answers) -> None:
-    begin(arguments)
-    answers.put(work(what, arguments))
-
-
 def tokenize(of: str, arguments) -> dict:
     """Seconds and peak memory for the codes of all entities; the vectors themselves are counted in the peak."""
+    begin(arguments)
     preset = preset_values("tuned")
     shape = {name: preset[f"mq_{name}"] for name in ("codebook_size", "codeword_dim", "hidden_size", "skip")}
     tokenizer = MQTokenizer(preset["cf_embedding_size"], books()[of], **shape)
@@ -79,6 +63,7 @@ def memory(size: int, arguments) -> dict:
     from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
     from recbole_tokenrec.training.loaders import PairsByUser, generator_for
 
+    begin(arguments)
     base = peak_rss_mb()
     rng = np.random.default_rng(arguments.seed)
     users = np.repeat(np.arange(1, size + 1), PER_USER)

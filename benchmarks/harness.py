@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import platform
 import statistics
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +61,14 @@ def side_by_side(cases: dict[str, Callable[[], object]], rounds: int, warmup: in
                 timings[name].wall.append(wall)
                 timings[name].cpu.append(cpu)
     return timings
+
+
+def in_a_process(work: Callable, *arguments):
+    """``work(*arguments)`` in a fresh process, so that its peak of memory is its own; an error there is raised here."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        answer = pool.submit(work, *arguments).result()
+    print(answer, flush=True)
+    return answer
 
 
 def gemm_gflops(dtype: torch.dtype = torch.float32, sizes=(512, 1024, 2048), rounds: int = 5) -> dict:

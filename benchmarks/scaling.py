@@ -9,14 +9,13 @@ do not depend on what else the machine does.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import begin, finish, parser
+from benchmarks.harness import begin, finish, in_a_process, parser
 from benchmarks.workload import QUIET
 from recbole_tokenrec.paths import properties_dir
 
@@ -35,7 +34,7 @@ def main() -> None:
     rows = kept(arguments)
     for users in arguments.users:
         if users not in {row["users"] for row in rows}:
-            rows.append(in_a_process(users, arguments))
+            rows.append(in_a_process(one_size, users, arguments))
             rows.sort(key=lambda row: row["users"])
             finish(arguments, before, {"preset": preset_text(arguments), "rows": rows, "fits": fits(rows)})
 
@@ -55,23 +54,12 @@ def preset_text(arguments) -> str:
     return (properties_dir() / "preset" / f"{arguments.preset}.yaml").read_text(encoding="utf-8")
 
 
-def in_a_process(users: int, arguments) -> dict:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=one_size, args=(users, arguments, answers))
-    process.start()
-    row = answers.get()
-    process.join()
-    print(row, flush=True)
-    return row
-
-
-def one_size(users: int, arguments, answers) -> None:
+def one_size(users: int, arguments) -> dict:
     """Measure one size, in a process of its own."""
     begin(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), users, arguments)
-        answers.put(epochs(users, folder, arguments))
+        return epochs(users, folder, arguments)
 
 
 def write_data(folder: Path, users: int, arguments) -> None:
@@ -97,9 +85,9 @@ def epochs(users: int, folder: str, arguments) -> dict:
     from recbole_tokenrec.configuration import make_config
     from recbole_tokenrec.datacheck import load_data
     from recbole_tokenrec.measure import peak_rss_mb
-    from recbole_tokenrec.training.stages import stages_of
 
-    once = {"cf_epochs": 1, "mq_epochs": 1, "mq_min_steps": 1, "llm_epochs": 1, "stage_cache": False}
+    once = {"cf_epochs": 1, "mq_epochs": 1, "mq_min_steps": 1, "llm_epochs": 1}
+    once.update(stage_cache=False, resume=False, checkpoint_every_seconds=None)
     keys = {**QUIET, "data_path": folder, "preset": arguments.preset, "seed": arguments.seed, **once}
     config = make_config("TokenRec", "synthetic", overrides=keys)
     init_seed(arguments.seed, True)
@@ -108,15 +96,16 @@ def epochs(users: int, folder: str, arguments) -> dict:
     row = {"users": users, "data_cpu_s": time.process_time() - start}
     model = get_model("TokenRec")(config, train_data._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
-    trainer.show_progress = trainer.verbose = False
-    trainer.eval_collector.data_collect(train_data)
-    for build in stages_of(model, train_data):
-        stage = build()
-        model.stage = stage.name
+    work = trainer._trained_or_restored
+
+    def timed(stage, *others):
         start = time.process_time()
-        trainer._run_stage(stage)
-        stage.finish()
+        report = work(stage, *others)
         row[f"{stage.name}_cpu_s"] = time.process_time() - start
+        return report
+
+    trainer._trained_or_restored = timed
+    trainer.fit(train_data, verbose=False, saved=False)
     start = time.process_time()
     trainer.evaluate(test_data, load_best_model=False)
     row["evaluation_cpu_s"] = time.process_time() - start
