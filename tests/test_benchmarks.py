@@ -1,18 +1,22 @@
 """Benchmarks measure what they say: the reference mode computes the package's numbers, the page is its JSON's."""
 
 import json
+import operator
+import os
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks import tables
 from benchmarks.end_to_end import PARTS, rows_of
-from benchmarks.harness import Timing, side_by_side
+from benchmarks.harness import Timing, in_a_process, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
-from benchmarks.retrieval import TURN, local_dimension, synthetic_items
+from benchmarks.retrieval import hardness, local_dimension, synthetic_items
 from benchmarks.scaling import fits
 from benchmarks.workload import TOKEN_PROMPT, untrained
+from recbole_tokenrec.retrieval import ExactIndex
 
 
 @pytest.fixture
@@ -72,22 +76,40 @@ def test_line_fit():
 
 
 @pytest.mark.unit
-def test_synthetic_items_lie_around_trained_ones():
-    trained = torch.cat([torch.zeros(1, 64), torch.eye(64)[:5]])
-    items = synthetic_items(trained, 3000, seed=1)
-    assert items.shape == (3001, 64) and not items[0].any()
-    cosine = (items[1:] @ trained[1:].T).max(dim=1).values
-    assert float(cosine.mean()) == pytest.approx((1 + TURN**2) ** -0.5, abs=0.02)
-    assert torch.equal(items, synthetic_items(trained, 3000, seed=1))
+def test_synthetic_items_lie_where_trained_ones_do_and_in_as_many_dimensions():
+    generator = torch.Generator().manual_seed(0)
+    trained = torch.zeros(1601, 20)  # two crowds that share no direction, after the padding item
+    trained[1:801, :5] = torch.randn(800, 5, generator=generator)
+    trained[801:, 5:11] = torch.randn(800, 6, generator=generator)
+    items = synthetic_items(trained, 1600, seed=1, chunk=700)
+    assert items.shape == (1601, 20) and not items[0].any() and not items[:, 11:].any()
+    torch.testing.assert_close(items[1:].norm(dim=1), torch.ones(1600))
+    first, second = items[1:, :5].norm(dim=1) > 0, items[1:, 5:11].norm(dim=1) > 0
+    assert (first ^ second).all() and 700 < int(first.sum()) < 900
+    assert torch.equal(items, synthetic_items(trained, 1600, seed=1, chunk=700))
+    queries = F.normalize(trained[[3, 900]], dim=-1)
+    found = [hardness(ExactIndex(vectors), queries, "") for vectors in (trained, items)]
+    assert found[0]["items"] == found[1]["items"] == 1600 and found[0]["query_cosines"][0] == pytest.approx(1)
+    assert 3.5 < found[0]["item_dimension"] < 5.5  # directions in 5 and 6 dimensions: surfaces of 4 and 5
+    assert found[1]["item_dimension"] == pytest.approx(found[0]["item_dimension"], rel=0.2)
+    assert found[0]["item_cosines"][0] > found[0]["item_cosines"][1] > 0.7
 
 
 @pytest.mark.unit
 def test_local_dimension_is_that_of_the_surface():
     generator = torch.Generator().manual_seed(0)
-    for dim in (2, 6):  # directions of a dim-dimensional space, within 20 dimensions, make a surface of one less
+    for dim in (2, 6):
         points = torch.zeros(2000, 20)
-        points[:, :dim] = torch.randn(2000, dim, generator=generator)
-        assert local_dimension(points) == pytest.approx(dim - 1, rel=0.15)
+        points[:, :dim] = torch.rand(2000, dim, generator=generator)
+        distances = torch.cdist(points, points).topk(21, largest=False).values[:, 1:]
+        assert local_dimension(distances) == pytest.approx(dim, rel=0.15)
+
+
+@pytest.mark.unit
+def test_an_error_in_a_measured_process_is_raised_here():
+    with pytest.raises(ZeroDivisionError):
+        in_a_process(operator.truediv, 1, 0)
+    assert in_a_process(os.getpid) != os.getpid()
 
 
 @pytest.mark.unit
