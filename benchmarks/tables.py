@@ -76,6 +76,16 @@ def retrieval(content: dict) -> list[list[str]]:
     return rows
 
 
+def hardness(content: dict) -> list[list[str]]:
+    rows = [["catalogue", "items", "local dimension around users", "around items",
+             "cosine of a user's nearest and 20th item", "of an item's"]]  # fmt: skip
+    for row in content["hardness"]:
+        dimensions = [f"{row[f'{name}_dimension']:.1f}" for name in ("query", "item")]
+        cosines = [" and ".join(f"{cosine:.2f}" for cosine in row[f"{name}_cosines"]) for name in ("query", "item")]
+        rows.append([row["which"], f"{row['items']:,}", *dimensions, *cosines])
+    return rows
+
+
 def tokenize(content: dict) -> list[list[str]]:
     rows = [["entities", "K", "CPU s", "peak MiB", "of which vectors"]]
     for row in content["rows"]:
@@ -161,7 +171,9 @@ TABLES = {
     "end-to-end": ("performance/end_to_end", end_to_end),
     "compiled": ("performance/compiled", compiled),
     "scaling": ("performance/scaling", scaling),
+    "hardness": ("performance/retrieval", hardness),
     "retrieval": ("performance/retrieval", retrieval),
+    "retrieval-large": ("performance/retrieval-large", retrieval),
     "tokenize": ("performance/catalogue-tokenize", tokenize),
     "memory": ("performance/catalogue-memory", memory),
     "shown": ("use/use", shown),
@@ -171,7 +183,7 @@ TABLES = {
 
 
 # Arguments that a command line repeats; paths and seeds are not among them.
-SAID = ("rounds", "users", "history", "compared", "pairs", "items", "kinds", "entities", "of", "sizes", "preset",
+SAID = ("rounds", "users", "history", "compared", "pairs", "items", "kinds", "dim", "entities", "of", "sizes", "preset",
         "presets", "llm_epochs", "cf_epochs", "backbone", "rate", "seconds")  # fmt: skip
 
 
