@@ -2,7 +2,7 @@
 
 ``hnsw`` (default) is a graph over the full vectors: fast, high recall, memory of the vectors and their links.
 ``ivf`` sorts the full vectors into cells and looks into ``nprobe`` of them: built in seconds where a graph of a million
-items takes minutes, and as fast at the same recall on clustered catalogues (docs/results/performance.md).
+items takes minutes, and as good and fast there; with fewer items it finds less (docs/results/performance.md).
 ``ivf_pq`` compresses a vector to ``pq_bytes`` bytes and looks into ``nprobe`` of the cells: for catalogues that do
 not fit memory otherwise, at a lower recall. ``flat`` is exact: FAISS's own scan.
 """
@@ -39,8 +39,8 @@ class FaissIndex(ItemIndex):
         kind: one of :data:`KINDS`.
         links: of each item in the HNSW graph (M); more: better recall, more memory.
         ef_construction: candidates that are looked at to link an item; more: better recall, slower to build.
-        ef_search: candidates that a search of the graph holds at least (at least as many as are asked for). A graph
-            that was built fast (80 instead of 200: 2.5 times) makes up for it here.
+        ef_search: candidates that a search of the graph holds at least (at least as many as are asked for); more:
+            better recall, slower. 512 is for a million items; a tenth of them are found as well with 256.
         cells: 0 takes sqrt(n) for ``ivf`` and 4 sqrt(n) for ``ivf_pq``, at most 4096: training them is the dear part of
             a large index.
         nprobe: cells that a search looks into; 0 takes a sixteenth of them.
