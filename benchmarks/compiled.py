@@ -44,7 +44,7 @@ def main() -> None:
             if kind == "inference":
                 case["least_cosine"] = least_cosine(model, other)
             print(f"{kind}, {preset}", case, flush=True)
-    finish(arguments, before, {"cases": cases})
+            finish(arguments, before, {"cases": cases})  # the next one compiles for minutes
 
 
 def compared(eager, compiled, rounds: int) -> dict:
