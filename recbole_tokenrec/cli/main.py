@@ -10,6 +10,7 @@ import sys
 
 from recbole_tokenrec.errors import TokenRecError
 from recbole_tokenrec.measure import keep_freed_memory
+from recbole_tokenrec.training.distributed import leave
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
@@ -51,5 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def command(argv: list[str] | None = None) -> None:
+    """:func:`main` as a process of its own, which ends with its exit code."""
+    code = main(argv)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        leave(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -15,9 +15,11 @@ others stop with an error, at the latest after ``distributed_timeout`` seconds; 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -71,8 +73,21 @@ def process_group(timeout: float, use_gpu: bool):
         raise ConfigError(f"MASTER_ADDR, MASTER_PORT: the processes do not meet at {place} ({reason})") from error
     try:
         yield
+        barrier()  # who is ready first does not break the others' connections
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process, one of several, at once: what Python would do last may abort it, its work being done.
+
+    gloo's threads may still hold tensors, and to release one they ask for an interpreter that is being torn down
+    (pytorch/pytorch#179291). Handlers of ``atexit`` are run, which close logs.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def barrier() -> None:
