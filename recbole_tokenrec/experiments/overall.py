@@ -44,7 +44,7 @@ ROWS = [
 # TokenRec where its preset uses the order of items: the same without, as the paper's prompts are shuffled.
 _ORDER_BLIND = {
     "prompt_order": "shuffled", "cf_targets": "all", "cf_recency": 0.0, "llm_target_ratio": [0.05, 0.3],
-    "prompt_decoder_items": 0, "llm_target_weight": 0.25, "llm_epochs": 30,
+    "prompt_decoder_items": 0, "llm_target_weight": 0.25,
 }  # fmt: skip
 ORDER_BLIND = Run("TokenRec (order-blind)", "TokenRec", _ORDER_BLIND, stage_rows=True)
 _USE_ORDER = {"SASRec", "BERT4Rec", "S3Rec", "EASE, recency"}  # fair rivals of a TokenRec that uses it too
