@@ -29,6 +29,7 @@ class Option(NamedTuple):
     def allowed(self) -> str:
         if self.choices:
             text = "one of " + ", ".join(str(choice) for choice in self.choices)
+            text += ", or a list of them" if self.kind is list else ""
         elif self.kind in (int, float) and (self.low > -math.inf or self.high < math.inf):
             bracket = "(" if self.open_low else "["
             high = "inf)" if self.high == math.inf else f"{self.high:g}]"
@@ -81,12 +82,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "cf_user_table": Option(bool, "Users have an embedding of their own, not only what their items propagate."),
     "cf_item_offset": Option(bool, "Items have an offset between what they propagate and where they are retrieved."),
-    "cf_targets": _choice(
+    "cf_targets": Option(
+        list,
         "softmax_cosine: all of a user's items are targets of his vector; next: the next few after a random cut in "
-        "time, his vector being made of what lies before; random: a random part, his vector being made of the rest.",
-        "all",
-        "next",
-        "random",
+        "time, his vector being made of what lies before; random: a random part, his vector being made of the rest. "
+        "Of several, each trains a model, whose vectors stand side by side, weighed by validation.",
+        choices=("all", "next", "random"),
     ),
     "cf_target_ratio": Option(
         list, "With cf_targets: next or random, least and largest share of a user's items that are targets."
@@ -241,11 +242,9 @@ def read_settings(config) -> Settings:
         raise ConfigError(
             f"cf_model: '{settings.cf_model}' has a loss of its own; set cf_loss: own (softmax_cosine needs LightGCN)"
         )
-    splits = settings.cf_loss == "softmax_cosine" and settings.cf_targets != "all"
+    splits = [kind for kind in settings.cf_targets if kind != "all"] if settings.cf_loss == "softmax_cosine" else []
     if splits and (settings.cf_user_table or settings.cf_n_layers == 0):
-        raise ConfigError(
-            f"cf_targets: '{settings.cf_targets}' needs cf_user_table: false and cf_n_layers of at least 1"
-        )
+        raise ConfigError(f"cf_targets: '{splits[0]}' needs cf_user_table: false and cf_n_layers of at least 1")
     if settings.cf_loss == "softmax_cosine" and settings.cf_n_layers == 0 and not settings.cf_user_table:
         raise ConfigError("cf_n_layers: 0 leaves users without a representation; set cf_user_table: true")
     return settings
@@ -270,6 +269,13 @@ def check(key: str, value: Any, option: Option | None = None) -> Any:
         value = option.kind(value)
     if option.kind is list and isinstance(value, tuple):
         value = list(value)
+    if option.kind is list and option.choices:  # one name, several with commas between them, or a list
+        value = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        for name in value if isinstance(value, list) and value else [value]:
+            if name not in option.choices:
+                hint = nearest(name, option.choices)
+                raise ConfigError(f"{key}: {name!r} is not allowed; allowed: {option.allowed()}{hint}")
+        return value
     wrong_type = not isinstance(value, option.kind) or (option.kind is not bool and isinstance(value, bool))
     if not wrong_type and option.kind in (int, float):
         below = value < option.low or (option.open_low and value <= option.low)

@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from recbole_tokenrec.api.scorers import TokenRecScorer, fold_in, twin
+from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, members_of
 from recbole_tokenrec.collaborative.representations import build_collaborative
 from recbole_tokenrec.errors import ConfigError, DataError
 from recbole_tokenrec.histories import Histories
@@ -62,9 +63,16 @@ def grown(scorer: TokenRecScorer, config, users: list[str], items: list[str], ep
     touched = torch.tensor(sorted({data.user_numbers[user] for user in users}))
 
     with torch.no_grad(), torch.random.fork_rng():
-        vectors, inputs = _placed_items(model, old, data)
-        fresh = build_collaborative(model.settings, config, data)
-        collaborative = _extended(model.collaborative, fresh, vectors, inputs)
+        collaborative = build_collaborative(model.settings, config, data)
+        parts = []
+        for member, fresh in zip(members_of(model.collaborative), members_of(collaborative)):
+            placed, inputs = _placed_items(model, member, old, data)
+            _extend(member, fresh, placed, inputs)
+            parts.append(placed)
+        vectors = parts[0]
+        if isinstance(collaborative, CollaborativeEnsemble):
+            collaborative.mix.load_state_dict(model.collaborative.mix.state_dict())
+            vectors = collaborative.joined(parts)
     other = twin(
         model,
         collaborative=collaborative.to(model.item_vectors.device),
@@ -136,17 +144,20 @@ def _placeable(data: DataSnapshot, users: list[str], items: list[str]) -> tuple[
     return kept, [item for item in dict.fromkeys(items) if item not in placed]
 
 
-def _placed_items(model, old: DataSnapshot, data: DataSnapshot) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the new items lie (m, d), and what they add to their users' vectors (m, d): the module's docstring."""
-    collaborative, device = model.collaborative, model.item_vectors.device
+def _placed_items(
+    model, collaborative, old: DataSnapshot, data: DataSnapshot
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the new items lie for a collaborative model (m, d), and what they add to its users' vectors (m, d)."""
+    device = model.item_vectors.device
     inputs = collaborative.item_inputs()
     number = data.item_num - old.item_num
     if not number:
-        return model.item_vectors[:0], inputs[:0]
+        return inputs[:0], inputs[:0]
+    item_vectors = collaborative.forward()[1]
     means, support, squares = _mean_users(collaborative, inputs, old.histories, old.item_num, leave_one_out=True)
     known = support > 0
     degree = torch.bincount(old.histories.items, minlength=old.item_num).clamp_min(1).sqrt().unsqueeze(1).to(device)
-    targets = torch.cat([model.tokenizer_inputs(model.item_vectors), inputs * degree], dim=1)
+    targets = torch.cat([model.tokenizer_inputs(item_vectors), inputs * degree], dim=1)
     guess = _Regression(means[known], support[known], squares, targets[known])
 
     dim = inputs.shape[1]
@@ -242,8 +253,8 @@ class _Regression:
         return guess.float()
 
 
-def _extended(old, new, vectors: torch.Tensor, inputs: torch.Tensor):
-    """``new``, a fresh collaborative model of more users and items, with the tables of ``old`` and the new items' rows.
+def _extend(old, new, vectors: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Give ``new``, a fresh collaborative model of more users and items, the tables of ``old`` and the new items' rows.
 
     New users have no embedding of their own (0).
     """
@@ -256,7 +267,7 @@ def _extended(old, new, vectors: torch.Tensor, inputs: torch.Tensor):
             value.zero_()[: len(kept)] = kept
     new.load_state_dict(state)
     if not len(vectors):
-        return new
+        return
     rows = slice(new.n_items - len(vectors), new.n_items)
     table = new.item_embedding.weight
     # What a row of the table adds to users is its own matter (degree, layers): asked by a row of ones.
@@ -266,23 +277,24 @@ def _extended(old, new, vectors: torch.Tensor, inputs: torch.Tensor):
     table[rows] = (inputs - base) / gain
     if getattr(new, "item_offset", None) is not None:
         new.item_offset[rows] = vectors - new.forward()[1][rows]
-    return new
 
 
 def _train_on(model, epochs: int) -> None:
     """Further epochs of the collaborative stage on the grown histories, at a tenth of its learning rate."""
     model.stage = COLLABORATIVE
-    stage = CollaborativeStage(model, None)
-    optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate") * _FINE_TUNE_RATE)
     with torch.random.fork_rng():
         torch.manual_seed(model.seed)
         model.collaborative.train()
-        for epoch in range(epochs):
-            for interaction in stage.batches(epoch):
-                loss = model.calculate_loss(interaction.to(model.item_vectors.device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+        for number in range(len(members_of(model.collaborative))):
+            stage = CollaborativeStage(model, None, number)
+            stage.start()
+            optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate") * _FINE_TUNE_RATE)
+            for epoch in range(epochs):
+                for interaction in stage.batches(epoch):
+                    loss = model.calculate_loss(interaction.to(model.item_vectors.device))
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
     model.collaborative.eval()
     model.stage = LLM
 

@@ -17,15 +17,18 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import get_model
 
+from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, members_of
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import known_keys
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
 from recbole_tokenrec.settings import nearest
 
+_OURS = (SparseLightGCN, LightGCNSoftmax, CollaborativeEnsemble)  # ``forward`` gives both tables
 
-def build_collaborative(settings, config, dataset) -> GeneralRecommender:
-    """The model that ``cf_model`` names, with the ``cf_*`` keys in RecBole's names.
+
+def build_collaborative(settings, config, dataset):
+    """The model that ``cf_model`` names, given the ``cf_*`` keys in RecBole's names; one for each of ``cf_targets``.
 
     Raises:
         ConfigError: no such model, or one that is no GeneralRecommender with representations.
@@ -41,13 +44,12 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         "sampled_items": settings.cf_sampled_items,
         "user_table": settings.cf_user_table,
         "item_offset": settings.cf_item_offset,
-        "targets": settings.cf_targets,
         "target_ratio": settings.cf_target_ratio,
         "recency": settings.cf_recency,
         "target_recency": settings.cf_target_recency,
     }
     names = {"LightGCNSoftmax"} if settings.cf_loss == "softmax_cosine" else {settings.cf_model}
-    known = set(overrides).union(*(known_keys(name) for name in names))
+    known = {"targets"}.union(overrides, *(known_keys(name) for name in names))
     for key in settings.cf_config or {}:
         if key not in known:
             raise ConfigError(f"cf_config: {settings.cf_model} has no key '{key}'{nearest(key, known)}")
@@ -63,10 +65,12 @@ def build_collaborative(settings, config, dataset) -> GeneralRecommender:
         raise ConfigError(
             f"cf_model: '{settings.cf_model}' is no GeneralRecommender; allowed: e.g. LightGCN, BPR, NGCF, SGL"
         )
-    sub_config = model_config(config, settings.cf_model, model_class, overrides)
-    model = model_class(sub_config, dataset)
-    model.sub_config = sub_config
-    return model
+    members = []
+    for kind in settings.cf_targets if model_class is LightGCNSoftmax else [None]:
+        sub_config = model_config(config, settings.cf_model, model_class, {"targets": kind, **overrides})
+        members.append(model_class(sub_config, dataset))
+        members[-1].sub_config = sub_config
+    return members[0] if len(members) == 1 else CollaborativeEnsemble(members)
 
 
 def model_config(config, name: str, model_class, overrides: dict):
@@ -82,14 +86,14 @@ def model_config(config, name: str, model_class, overrides: dict):
 
 
 @torch.no_grad()
-def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+def representations(model) -> tuple[torch.Tensor, torch.Tensor]:
     """Users (n_users, d) and items (n_items, d) as the model uses them for a full-sort prediction.
 
     Raises:
         ConfigError: the model keeps no representations that could be tokenized.
     """
     tables = getattr(model, "user_embedding", None), getattr(model, "item_embedding", None)
-    if isinstance(model, (SparseLightGCN, LightGCNSoftmax)):
+    if isinstance(model, _OURS):
         users, items = model.forward()
     elif hasattr(model, "restore_user_e"):
         was_training = model.training
@@ -109,12 +113,13 @@ def representations(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tens
     return users.detach().clone(), items.detach().clone()
 
 
-def unfilled(model: GeneralRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+def unfilled(model) -> tuple[torch.Tensor, torch.Tensor]:
     """Tables of the shapes of :func:`representations`, for a model whose weights are read next.
 
     Those of our LightGCNs cost neither time nor memory: nothing is propagated, and no page is touched.
     """
-    if not isinstance(model, (SparseLightGCN, LightGCNSoftmax)):
+    if not isinstance(model, _OURS):
         return representations(model)
-    table = model.item_embedding.weight.detach()
-    return table.new_empty(model.n_users, table.shape[1]), torch.empty_like(table)
+    tables = [member.item_embedding.weight.detach() for member in members_of(model)]
+    dim = sum(table.shape[1] for table in tables)
+    return tables[0].new_empty(members_of(model)[0].n_users, dim), tables[0].new_empty(len(tables[0]), dim)

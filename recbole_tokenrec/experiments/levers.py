@@ -11,13 +11,13 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.report import Report
 from recbole_tokenrec.experiments.runs import Bench, Run
 from recbole_tokenrec.experiments.variants import add_preset_argument, bars, compare_variants, variants_report
-from recbole_tokenrec.settings import nearest
+from recbole_tokenrec.settings import check, nearest
 
 TITLE = "one key of the preset turned at a time"
 ARGUMENTS = ("preset", "only")
 REFERENCE = "the preset"
 VALUES = {
-    "cf_targets": ("all", "next", "random"),
+    "cf_targets": ("all", "next", "random", "next,all"),
     "cf_embedding_size": (64, 128, 256),
     "cf_n_layers": (1, 2, 3),
     "cf_temperature": (0.1, 0.15, 0.2),
@@ -66,7 +66,10 @@ def variants(settings, only: str | None) -> dict[str, dict]:
     idle |= {"prompt_order", "prompt_style"} if settings["prompt_decoder_items"] else {"llm_horizon"}
     if not settings["prompt_history"]:
         idle |= {"prompt_decoder_items", "prompt_order", "prompt_style", "prompt_max_history"}
-    turned = [(key, value) for key in keys if key not in idle for value in VALUES[key] if value != settings[key]]
+    def differs(key, value) -> bool:
+        return check(key, value) != check(key, settings[key])
+
+    turned = [(key, value) for key in keys if key not in idle for value in VALUES[key] if differs(key, value)]
     return {REFERENCE: {}, **{f"{key}: {value}": {key: value} for key, value in turned}}
 
 

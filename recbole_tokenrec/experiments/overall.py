@@ -13,7 +13,7 @@ from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
 from recbole_tokenrec.experiments.runs import Bench, Run, carry_out
 from recbole_tokenrec.experiments.statistics import collect, compare, mean_sd
-from recbole_tokenrec.settings import nearest
+from recbole_tokenrec.settings import nearest, read_settings
 
 TITLE = "Tables 2 and 3: every model on one data set"
 ARGUMENTS = ("rows", "without", "once")
@@ -67,7 +67,8 @@ def run(bench: Bench, arguments) -> Report:
 def uses_order(bench: Bench) -> bool:
     """Whether the default preset of this data set lets TokenRec see the order of items."""
     config = make_config("TokenRec", bench.dataset, bench.config_files, bench.overrides)
-    return config["prompt_order"] == "sequential" or config["cf_targets"] != "all" or config["cf_recency"] > 0
+    settings = read_settings(config)
+    return settings.prompt_order == "sequential" or "next" in settings.cf_targets or settings.cf_recency > 0
 
 
 def all_rows(bench: Bench) -> list[Run]:

@@ -1,6 +1,6 @@
 """The stages of Section 2.5.1, one class each: what is trained, on which batches, how it is judged, what it leaves.
 
-    collaborative  -> model.user_vectors, model.item_vectors
+    collaborative  -> model.user_vectors, model.item_vectors (a stage for each of several models, then their weights)
     user tokenizer -> model.user_codes
     item tokenizer -> model.item_codes
     LLM4Rec        -> model.llm
@@ -12,12 +12,14 @@ A stage never touches the parts of another. ``TokenRecTrainer`` runs the loop; a
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
 from recbole.data.dataloader import TrainDataLoader
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, members_of, weightings
 from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
@@ -30,7 +32,8 @@ class Stage:
     """What the trainer asks of a stage.
 
     Attributes:
-        name: value of ``model.stage`` while it runs.
+        name: of its cache entry, its random numbers and its report.
+        phase: value of ``model.stage`` while it runs.
         title: for people.
         prefix: of its keys: ``<prefix>_epochs``, ``<prefix>_learning_rate``, ``<prefix>_weight_decay`` …
         validates: whether validation NDCG decides the best epoch.
@@ -51,6 +54,10 @@ class Stage:
     def option(self, name: str):
         """This stage's value of a key that several stages have, e.g. ``option("epochs")``."""
         return getattr(self.settings, f"{self.prefix}_{name}")
+
+    @property
+    def phase(self) -> str:
+        return self.name
 
     @property
     def part(self) -> torch.nn.Module:
@@ -119,19 +126,26 @@ class Stage:
 
 
 class CollaborativeStage(Stage):
-    """Train ``cf_model``; users and items end as its representations."""
+    """Train ``cf_model``, or one of several; users and items end as its representations.
 
-    name, title, prefix, validates = COLLABORATIVE, "collaborative", "cf", True
+    Args:
+        number: which of the models. The first is trained as it would be alone.
+    """
 
-    def __init__(self, model, train_data):
+    prefix, validates, phase = "cf", True, COLLABORATIVE
+
+    def __init__(self, model, train_data, number: int = 0):
         super().__init__(model, train_data)
+        self.number, members = number, members_of(model.collaborative)
+        self.member = members[number]
+        self.name = f"{COLLABORATIVE}_{number + 1}" if number else COLLABORATIVE
+        self.title = "collaborative" + (f" {number + 1}/{len(members)}" if len(members) > 1 else "")
         if self.settings.cf_loss == "softmax_cosine":
             self.lr_decay, self.warmup_ratio = "cosine", 0.05
-            self.loader = model.collaborative.training_batches(self.settings.cf_train_batch_size)
+            self.loader = self.member.training_batches(self.settings.cf_train_batch_size)
         else:  # RecBole's own loader and negative sampler, with this stage's batch size
-            self.loader = TrainDataLoader(
-                model.collaborative.sub_config, train_data._dataset, train_data._sampler, shuffle=True
-            )
+            sub_config = self.member.sub_config
+            self.loader = TrainDataLoader(sub_config, train_data._dataset, train_data._sampler, shuffle=True)
 
     def parameter_groups(self):
         decay = self.option("weight_decay")
@@ -139,7 +153,10 @@ class CollaborativeStage(Stage):
 
     @property
     def part(self):
-        return self.model.collaborative
+        return self.member
+
+    def start(self):
+        self.model.collaborative.in_training = self.number
 
     def steps_per_epoch(self):
         return len(self.loader)
@@ -152,11 +169,53 @@ class CollaborativeStage(Stage):
         return iter(self.loader)
 
     def before_validation(self):
+        if isinstance(self.model.collaborative, CollaborativeEnsemble):
+            self.model.collaborative.mix.only(self.number)
         self.model.refresh_representations()
 
     def finish(self):
         self.before_validation()
         return {}
+
+    def determinants(self):
+        options = {key: value for key, value in vars(self.settings).items() if key.startswith("cf_")}
+        return {**options, "cf_targets": self.settings.cf_targets[self.number]}
+
+
+class WeightsStage(Stage):
+    """Choose the weights of several collaborative models: each epoch is one choice, and validation keeps the best."""
+
+    name, title, prefix, validates, phase = f"{COLLABORATIVE}_weights", "weights", "cf", True, COLLABORATIVE
+
+    def __init__(self, model, train_data):
+        super().__init__(model, train_data)
+        self.choices = weightings(len(members_of(model.collaborative)))
+
+    @property
+    def part(self):
+        return self.model.collaborative.mix
+
+    def option(self, name):
+        return {"eval_step": 1, "stopping_step": len(self.choices)}.get(name) or super().option(name)
+
+    def epochs(self):
+        return len(self.choices)
+
+    def steps_per_epoch(self):
+        return 0
+
+    def batches(self, epoch):
+        return []
+
+    def before_epoch(self, epoch):
+        self.part.set(self.choices[epoch])
+
+    def before_validation(self):
+        self.model.refresh_representations()
+
+    def finish(self):
+        self.before_validation()
+        return {"weights": self.part.weights.tolist()}
 
     def determinants(self):
         return {key: value for key, value in vars(self.settings).items() if key.startswith("cf_")}
@@ -341,8 +400,10 @@ class LLMStage(Stage):
 
 def stages_of(model, train_data) -> list[Callable[[], Stage]]:
     """Builders in the order of Section 2.5.1. A stage is built when its turn comes, and sees what came before."""
+    number = len(members_of(model.collaborative))
     return [
-        lambda: CollaborativeStage(model, train_data),
+        *(functools.partial(CollaborativeStage, model, train_data, member) for member in range(number)),
+        *([lambda: WeightsStage(model, train_data)] if number > 1 else []),
         lambda: TokenizerStage(model, train_data, USER_TOKENIZER),
         lambda: TokenizerStage(model, train_data, ITEM_TOKENIZER),
         lambda: LLMStage(model, train_data),

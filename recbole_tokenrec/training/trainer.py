@@ -108,7 +108,7 @@ class TokenRecTrainer(Trainer):
 
     def _trained_or_restored(self, stage: Stage, cache: StageCache, callback_fn) -> dict:
         """The stage's report, once its part holds its final state."""
-        self.model.stage = stage.name
+        self.model.stage = stage.phase
         cached = None
         if stage.name != LLM and distributed.is_first():
             cached = cache.load(stage) or self.progress.finished(stage)
@@ -244,7 +244,7 @@ class TokenRecTrainer(Trainer):
         text = f"{stage.title} stage: {what}" + (f" (first weight that is not finite: {weight})" if weight else "")
         epoch = state.put_good_back()
         if epoch is not None and self.saved:
-            if stage.name == COLLABORATIVE:
+            if stage.phase == COLLABORATIVE:
                 model.refresh_representations()
             if stage.name != LLM or state.best_part is None:  # what can be scored is the stage before
                 model.stage = COLLABORATIVE
@@ -329,7 +329,7 @@ class TokenRecTrainer(Trainer):
         codes = {name: reports[name] for name in (USER_TOKENIZER, ITEM_TOKENIZER)}
         return {
             "seconds": {
-                "cf": reports[COLLABORATIVE]["seconds"],
+                "cf": sum(reports[name]["seconds"] for name in reports if name.startswith(COLLABORATIVE)),
                 "tokenizer": sum(report["seconds"] for report in codes.values()),
                 "llm": reports[LLM]["seconds"],
                 "collaborative_evaluation": cost.seconds,
