@@ -269,8 +269,8 @@ def check(key: str, value: Any, option: Option | None = None) -> Any:
         value = option.kind(value)
     if option.kind is list and isinstance(value, tuple):
         value = list(value)
-    if option.kind is list and option.choices:  # one name, several with commas between them, or a list
-        value = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if option.kind is list and option.choices:  # one name, or a list of them
+        value = [value] if isinstance(value, str) else value
         for name in value if isinstance(value, list) and value else [value]:
             if name not in option.choices:
                 hint = nearest(name, option.choices)

@@ -19,7 +19,7 @@ import torch
 
 import recbole_tokenrec  # noqa: F401  (makes RecBole importable)
 
-pytest_plugins = ["trained_models"]
+pytest_plugins = ["trained_models", "untrained_models"]
 
 if "OMP_NUM_THREADS" not in os.environ:  # a busy machine wants one
     torch.set_num_threads(min(2, os.cpu_count() or 1))

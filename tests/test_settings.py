@@ -54,6 +54,8 @@ def test_presets_differ_only_where_they_must():
         ("llm_target_ratio", [0.5, 0.2], "llm_target_ratio"),
         ("cf_target_ratio", ["a", 0.2], "cf_target_ratio"),
         ("cf_targets", "nxt", "did you mean 'next'"),
+        ("cf_targets", ["next", "everything"], "cf_targets: 'everything' is not allowed"),
+        ("cf_targets", [], r"cf_targets: \[\] is not allowed; allowed: one of all, next, random, or a list of them"),
     ],
 )
 def test_wrong_values(key, value, text):

@@ -17,7 +17,7 @@ TITLE = "one key of the preset turned at a time"
 ARGUMENTS = ("preset", "only")
 REFERENCE = "the preset"
 VALUES = {
-    "cf_targets": ("all", "next", "random", "next,all"),
+    "cf_targets": ("all", "next", "random", ["next", "all"]),
     "cf_embedding_size": (64, 128, 256),
     "cf_n_layers": (1, 2, 3),
     "cf_temperature": (0.1, 0.15, 0.2),

@@ -61,8 +61,9 @@ def fit(build, tmp_path):
         {"preset": "tuned", "prompt": "unseen", "history_at_test": "train_valid"},
         {"preset": "tuned", "cf_sampled_items": 20, "llm_sampled_items": 20},
         {"preset": "tuned", **DECODER},
+        {"preset": "tuned", "cf_targets": ["next", "all", "random"]},
     ],
-    ids=["tuned", "user_id_only", "shuffled", "all targets", "unseen", "sampled", "decoder"],
+    ids=["tuned", "user_id_only", "shuffled", "all targets", "unseen", "sampled", "decoder", "side by side"],
 )
 def test_learns_the_toy_groups(fit, keys):
     trainer, _, _, test = fit(**keys)
@@ -137,7 +138,7 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 
     monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
     paper = {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}
-    for keys in ({"prompt_decoder_items": 0}, ORDERLESS, DECODER, paper):
+    for keys in ({"prompt_decoder_items": 0}, ORDERLESS, {**DECODER, "cf_targets": ["next", "all"]}, paper):
         seen.clear()
         trainer, train, valid, test = fit(**keys)
         features = train._dataset.inter_feat
@@ -270,8 +271,9 @@ def test_decoder_reads_the_latest_items_and_the_prompt_lists_those_before(build,
 
 
 @pytest.mark.unit
-def test_fold_in_of_the_whole_history_is_the_users_own_vector(build):
-    _, model, *_ = build("TokenRec", **SMALL, cf_recency=0.7, cf_n_layers=3)
+@pytest.mark.parametrize("targets", ["next", "all", ["next", "all"]])
+def test_fold_in_of_the_whole_history_is_the_users_own_vector(build, targets):
+    _, model, *_ = build("TokenRec", **SMALL, cf_recency=0.7, cf_n_layers=3, cf_targets=targets)
     model.refresh_representations()
     everything = torch.ones(len(model.histories.items), dtype=torch.bool)
     own = model.tokenizer_inputs(model.user_vectors)
