@@ -63,7 +63,8 @@ def trained_vectors(arguments) -> tuple[dict, torch.Tensor, torch.Tensor]:
     recommender = recbole_tokenrec.load(arguments.checkpoint)
     model = recommender.model.eval()
     users = 1 + torch.randperm(model.n_users - 1)[: arguments.queries]
-    queries, items = (F.normalize(vectors, dim=-1) for vectors in (model.encode_users(users), model.item_vectors))
+    tables = model.encode_users(users), model.retrieval_vectors
+    queries, items = (F.normalize(vectors, dim=-1) for vectors in tables)
     about = {"model": recommender.name, "dataset": recommender.config["dataset"], "items": model.n_items - 1}
     about.update(preset=recommender.config["config_dict"].get("preset"), dim=items.shape[1])
     if arguments.dim:

@@ -120,7 +120,7 @@ class Inference:
     def __call__(self) -> None:
         self.model.eval()
         users = 1 + torch.randperm(self.model.n_users - 1)[: self.users]
-        top_items(self.encoder.encode_users(users), self.model.item_vectors)
+        top_items(self.encoder.encode_users(users), self.model.retrieval_vectors)
         self.done.append(len(users))
 
 

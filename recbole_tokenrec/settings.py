@@ -162,6 +162,10 @@ OPTIONS: dict[str, Option] = {
         "visible",
         "all",
     ),
+    "llm_item_offset": Option(
+        bool,
+        "Where items are retrieved is learnt on, from their collaborative places; false (the paper) leaves them there.",
+    ),
     "llm_residual": Option(bool, "z adds to the projection what the user tokens decode to."),
     "llm_distill": _float("Share of the softmax targets taken from the collaborative stage's own scores.", 0, 1),
     "llm_ema": _float("Decay of the averaged weights that are evaluated; 0 evaluates the last step's.", 0, 0.9999),

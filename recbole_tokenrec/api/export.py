@@ -138,7 +138,7 @@ def _write(folder: Path, recommender, scorer: TokenRecScorer, index: bool) -> No
     }
     _write_json(folder / "id_tokens.json", id_tokens, indent=None)
 
-    vectors = F.normalize(model.item_vectors[1:].detach().cpu().float(), dim=-1).contiguous()
+    vectors = F.normalize(model.retrieval_vectors[1:].detach().cpu().float(), dim=-1).contiguous()
     save_file({"item_vectors": vectors}, folder / "item_vectors.safetensors")
     with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -148,7 +148,7 @@ def _write(folder: Path, recommender, scorer: TokenRecScorer, index: bool) -> No
         try:
             from recbole_tokenrec.retrieval.faiss_index import FaissIndex
 
-            FaissIndex(model.item_vectors.cpu()).save(folder / "items.faiss")
+            FaissIndex(model.retrieval_vectors.detach().cpu()).save(folder / "items.faiss")
         except ConfigError:  # the extra is not installed; the file is a convenience
             pass
 

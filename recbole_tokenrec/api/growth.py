@@ -73,8 +73,13 @@ def grown(scorer: TokenRecScorer, config, users: list[str], items: list[str], ep
         if isinstance(collaborative, CollaborativeEnsemble):
             collaborative.mix.load_state_dict(model.collaborative.mix.state_dict())
             vectors = collaborative.joined(parts)
+    llm = model.llm
+    if llm.item_offset is not None:  # new items are retrieved where they were placed
+        offsets = _with_rows(llm.item_offset.weight.detach(), data.item_num)
+        llm = twin(llm, item_offset=torch.nn.Embedding.from_pretrained(offsets, freeze=False))
     other = twin(
         model,
+        llm=llm,
         collaborative=collaborative.to(model.item_vectors.device),
         histories=data.histories,
         evaluation_histories=data.histories,
@@ -99,7 +104,7 @@ def grown(scorer: TokenRecScorer, config, users: list[str], items: list[str], ep
         other.refresh_representations()
         before, after = model.item_vectors[1:], other.item_vectors[1 : old.item_num]
         report["drift"] = float(F.cosine_similarity(before, after).mean())
-        index = scorer.index_of(other.item_vectors)
+        index = scorer.index_of(other.retrieval_vectors.detach())
     elif len(vectors):
         index = index.extended(vectors)
     with torch.no_grad():

@@ -168,7 +168,7 @@ def _scorer(model, data, dataset, budget: float, index: str, options: dict) -> S
 
     if isinstance(model, TokenRec):
         model.settings.memory_budget_gb = budget  # for prompts
-        return TokenRecScorer(model, data, index_of(model.item_vectors), index_of)
+        return TokenRecScorer(model, data, index_of(model.retrieval_vectors.detach()), index_of)
     if isinstance(model, LightGCNSoftmax):
         return LightGCNSoftmaxScorer(model, data, index_of)
     return FullSortScorer(model, data, dataset, budget)

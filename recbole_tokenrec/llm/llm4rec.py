@@ -30,9 +30,13 @@ class LLM4Rec(nn.Module):
         output_dim: d of the collaborative representations.
         hidden_size: width of the projection's two hidden layers.
         dropout: between the projection's layers.
+        moved_items: how many items are retrieved beside their collaborative places, by an ``item_offset`` that is
+            learnt from 0 on; 0 leaves them where they are.
     """
 
-    def __init__(self, backbone: Backbone, output_dim: int, hidden_size: int, dropout: float = 0.0):
+    def __init__(
+        self, backbone: Backbone, output_dim: int, hidden_size: int, dropout: float = 0.0, moved_items: int = 0
+    ):
         super().__init__()
         self.backbone = backbone.model
         use_cheap_dropout(self.backbone)
@@ -49,6 +53,9 @@ class LLM4Rec(nn.Module):
             Dropout(dropout),
             nn.Linear(hidden_size, output_dim),
         )
+        self.item_offset = nn.Embedding(moved_items, output_dim) if moved_items else None
+        if moved_items:
+            nn.init.zeros_(self.item_offset.weight)
         with torch.no_grad():  # beside a base vector the projection starts as a small correction
             self.projection[-1].weight.mul_(0.3)
 

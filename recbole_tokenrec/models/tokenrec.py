@@ -53,6 +53,7 @@ class TokenRec(GeneralRecommender):
         stage: the stage whose loss ``calculate_loss`` returns and whose scores ``full_sort_predict`` returns.
         collaborative_score: ``cosine`` or ``dot``, for scores of the collaborative stage.
         user_vectors, item_vectors: (n_users, d), (n_items, d); frozen after the collaborative stage.
+        retrieval_vectors: (n_items, d), where items are retrieved; beside item_vectors with ``llm_item_offset`` only.
         user_codes, item_codes: (n_users, K), (n_items, K); frozen after the tokenizer stage.
         evaluation_histories: what prompts list at evaluation; the training histories unless the trainer adds to them.
     """
@@ -94,7 +95,8 @@ class TokenRec(GeneralRecommender):
         self.tokenizer = backbone.tokenizer
         self.user_token_ids = add_id_tokens(backbone, token_names(USER_LETTER, user_books, size))
         self.item_token_ids = add_id_tokens(backbone, token_names(ITEM_LETTER, item_books, size))
-        self.llm = LLM4Rec(backbone, dim, settings.llm_projection_size, settings.llm_dropout or 0.0)
+        moved = self.n_items if settings.llm_item_offset else 0
+        self.llm = LLM4Rec(backbone, dim, settings.llm_projection_size, settings.llm_dropout or 0.0, moved)
         self.prompts = PromptBuilder(
             backbone.tokenizer,
             self.user_token_ids.view(user_books, size),
@@ -119,6 +121,11 @@ class TokenRec(GeneralRecommender):
             return self.collaborative.calculate_loss(interaction)
         with torch.autocast(self.item_vectors.device.type, torch.bfloat16, enabled=self.low_precision):
             return self._stage_loss(interaction)
+
+    @property
+    def retrieval_vectors(self) -> torch.Tensor:
+        offset = self.llm.item_offset
+        return self.item_vectors if offset is None else F.normalize(self.item_vectors, dim=-1) + offset.weight
 
     def _stage_loss(self, interaction) -> torch.Tensor:
         if self.stage in (USER_TOKENIZER, ITEM_TOKENIZER):
@@ -146,14 +153,12 @@ class TokenRec(GeneralRecommender):
             z = self.encode(*prompt)
             queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[users]
         if settings.llm_loss == "pairwise_cosine":
-            negatives = torch.randint(1, self.n_items, items.shape, device=items.device)
-            return pairwise_cosine_loss(
-                z[rows], self.item_vectors[items], self.item_vectors[negatives], settings.llm_margin
-            )
+            negatives, places = torch.randint(1, self.n_items, items.shape, device=items.device), self.retrieval_vectors
+            return pairwise_cosine_loss(z[rows], places[items], places[negatives], settings.llm_margin)
         candidates = draw_candidates(items, self.n_items, settings.llm_sampled_items)
         return softmax_cosine_loss(
             z,
-            self.item_vectors,
+            self.retrieval_vectors,
             rows,
             items,
             settings.llm_temperature,
@@ -192,19 +197,18 @@ class TokenRec(GeneralRecommender):
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         template = int(torch.randint(min(NUM_SEEN, self.prompts.num_templates), (1,)))
         history, number = self._history_without(users, items, template)
-        z = self.encode(self.user_codes[users], template, history, number)
+        z, places = self.encode(self.user_codes[users], template, history, number), self.retrieval_vectors
         if self.settings.llm_loss == "softmax":
             rows = torch.arange(len(z), device=z.device)
             return softmax_cosine_loss(
                 z,
-                self.item_vectors,
+                places,
                 rows,
                 items,
                 self.settings.llm_temperature,
                 candidates=draw_candidates(items, self.n_items, self.settings.llm_sampled_items),
             )
-        negatives = self.item_vectors[interaction[self.NEG_ITEM_ID]]
-        return pairwise_cosine_loss(z, self.item_vectors[items], negatives, self.settings.llm_margin)
+        return pairwise_cosine_loss(z, places[items], places[interaction[self.NEG_ITEM_ID]], self.settings.llm_margin)
 
     def _history_without(self, users: torch.Tensor, items: torch.Tensor, template: int):
         """A random part of each user's history that leaves out the target: padded (B, M) and number (B,)."""
@@ -305,9 +309,9 @@ class TokenRec(GeneralRecommender):
             if self.collaborative_score == "dot":
                 return queries, items
         elif self._encoded_users is not None:
-            queries, items = self._encoded_users[users], self.item_vectors
+            queries, items = self._encoded_users[users], self.retrieval_vectors.detach()
         else:
-            queries, items = self.encode_users(users), self.item_vectors
+            queries, items = self.encode_users(users), self.retrieval_vectors.detach()
         return F.normalize(queries, dim=-1), F.normalize(items, dim=-1)
 
     def refresh_representations(self) -> None:

@@ -49,7 +49,7 @@ def test_new_users_and_items(recommender, fine_tune):
     assert set(new["kind"]) == {"hot"} and set(new["item_id"].str[:2]) == {"g1"}
     assert recommender.history("g1ann") == ["g1i0", "g1i2", "g1i5", "g1new"]
     for key, value in frozen_bytes(recommender).items():
-        assert torch.equal(value, before[key]), key
+        assert torch.equal(value[: len(before[key])] if key == "llm.item_offset.weight" else value, before[key]), key
 
 
 def test_old_scores_stay(recommender):

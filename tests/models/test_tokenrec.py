@@ -280,6 +280,17 @@ def test_fold_in_of_the_whole_history_is_the_users_own_vector(build, targets):
     torch.testing.assert_close(model.folded_in(everything)[1:], own[1:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.recipe
+def test_items_move_in_the_last_stage_only_if_asked_to(fit):
+    for moved in (True, False):
+        trainer, *_ = fit(llm_item_offset=moved, llm_ema=0.0)
+        model = trainer.model
+        there = torch.nn.functional.normalize(model.retrieval_vectors.detach(), dim=-1)
+        near = (there * torch.nn.functional.normalize(model.item_vectors, dim=-1)).sum(dim=-1)[1:]
+        assert (float((1 - near).max()) > 1e-5) == moved and near.mean() > 0.5
+        assert ("llm.item_offset.weight" in model.state_dict()) == moved
+
+
 @pytest.mark.unit
 def test_history_without_the_target(build):
     _, model, *_ = build("TokenRec", **SMALL)
