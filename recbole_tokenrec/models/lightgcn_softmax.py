@@ -117,12 +117,23 @@ class LightGCNSoftmax(GeneralRecommender):
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Users (n_users, d) and items (n_items, d)."""
-        users, items = self._layers()
-        item_vectors = self._item_vectors(items)
         if self.splits:
             rows, ages = self.histories.rows().to(self.device), self.histories.ages().to(self.device)
-            return self.fold_in(rows, self.histories.items.to(self.device), ages, self.n_users), item_vectors
-        return sum(layer for layer in users if layer is not None) / (self.n_layers + 1), item_vectors
+            users = self.fold_in(rows, self.histories.items.to(self.device), ages, self.n_users)
+            return users, self._item_vectors(self._item_layers(self.n_layers))
+        users, items = self._layers()
+        return sum(layer for layer in users if layer is not None) / (self.n_layers + 1), self._item_vectors(items)
+
+    def _item_layers(self, depth: int) -> list:
+        """Items of layers 0 … depth, as in :meth:`_layers`, without the users' layers that they do not need."""
+        users = None if self.user_embedding is None else self.user_embedding.weight
+        items = [self.item_embedding.weight]
+        for layer in range(depth):
+            above_users, above_items = users, items[-1]
+            items.append(None if above_users is None else self.to_users.T @ above_users)
+            if layer + 1 < depth:
+                users = None if above_items is None else self.to_users @ above_items
+        return items
 
     def _item_vectors(self, layers: list) -> torch.Tensor:
         vectors = sum(layer for layer in layers if layer is not None) / (self.n_layers + 1)
@@ -133,8 +144,7 @@ class LightGCNSoftmax(GeneralRecommender):
 
         p_u = own part of u + sum_j weight_uj item_inputs_j: exact while the items' layers stay as they are.
         """
-        _, items = self._layers()
-        below = sum(layer for layer in items[: self.n_layers] if layer is not None)
+        below = sum(layer for layer in self._item_layers(max(self.n_layers - 1, 0)) if layer is not None)
         return below * self.item_scale.to(below.device).unsqueeze(1) / (self.n_layers + 1)
 
     def fold_in(self, rows: torch.Tensor, items: torch.Tensor, ages: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -190,7 +200,7 @@ class LightGCNSoftmax(GeneralRecommender):
         batch = len(interaction[self.USER_ID])
         return softmax_cosine_loss(
             self.fold_in(*known, interaction[AGE], batch),
-            self._item_vectors(self._layers()[1]),
+            self._item_vectors(self._item_layers(self.n_layers)),
             rows,
             items,
             self.temperature,
