@@ -133,6 +133,11 @@ OPTIONS: dict[str, Option] = {
     "llm_dropout": _float("Dropout of backbone and projection; empty keeps the backbone's.", 0, 0.95, optional=True),
     "llm_projection_size": _int("Width of the projection's hidden layers.", 1),
     "llm_token_init": _choice("Start of the OOV token embeddings.", "codebook", "random"),
+    "llm_token_scale": _float(
+        "With llm_token_init: codebook, the tokens' spread at the start as a share of the words': the smaller, the "
+        "faster training changes them.",
+        open_low=True,
+    ),
     "llm_loss": _choice(
         "softmax: cross-entropy over all items of cosine / llm_temperature; pairwise_cosine: Eq. 20.",
         "softmax",

@@ -94,15 +94,17 @@ class LLM4Rec(nn.Module):
         return F.embedding_bag(tokens, table, mode="sum") / tokens.shape[1] ** 0.5
 
     @torch.no_grad()
-    def start_token_embeddings(self, token_ids: torch.Tensor, directions: torch.Tensor, seed: int) -> None:
+    def start_token_embeddings(self, token_ids: torch.Tensor, directions: torch.Tensor, scale: float, seed: int):
         """Start OOV token embeddings from what the tokens mean in the collaborative space (design decision 6).
 
-        ``directions`` are turned into the model's width by one random orthogonal map and brought to the vocabulary's
-        own spread: tokens that mean similar things start as similar words.
+        ``directions`` are turned into the model's width by one random orthogonal map and brought to ``scale`` times the
+        vocabulary's own spread: tokens that mean similar things start as similar words. AdamW moves each weight by
+        about the learning rate a step, so that small ones change faster in proportion, and T5's words are large.
 
         Args:
             token_ids: (K * L,).
             directions: (K * L, d), see :func:`token_directions`.
+            scale: ``llm_token_scale``.
         """
         table = self.backbone.get_input_embeddings().weight
         words = torch.ones(len(table), dtype=torch.bool)
@@ -111,7 +113,7 @@ class LLM4Rec(nn.Module):
         width, dim = table.shape[1], directions.shape[1]
         turn = torch.linalg.qr(torch.randn(max(width, dim), min(width, dim), generator=generator))[0]
         rows = directions.float().cpu() @ (turn.T if dim <= width else turn)  # (K * L, width)
-        rows *= table[words.to(table.device)].std().cpu() / rows.std().clamp_min(1e-8)
+        rows *= scale * table[words.to(table.device)].std().cpu() / rows.std().clamp_min(1e-8)
         table[token_ids.to(table.device)] = rows.to(table)
 
 

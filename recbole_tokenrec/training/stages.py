@@ -360,7 +360,8 @@ class LLMStage(Stage):
                 directions = token_directions(
                     codes[1:], model.tokenizer_inputs(vectors)[1:], self.settings.mq_codebook_size
                 )
-                model.llm.start_token_embeddings(ids, directions, derived_seed(self.seed, self.name, "tokens"))
+                seed = derived_seed(self.seed, self.name, "tokens")
+                model.llm.start_token_embeddings(ids, directions, self.settings.llm_token_scale, seed)
         if self.settings.llm_ema:
             self.average = AveragedModel(model.llm, multi_avg_fn=get_ema_multi_avg_fn(self.settings.llm_ema))
 

@@ -73,13 +73,13 @@ def test_token_start_keeps_the_directions_geometry():
     model = LLM4Rec(backbone, output_dim=5, hidden_size=16)
     words = backbone.model.get_input_embeddings().weight[: int(ids[0])].detach().clone()
     directions = torch.randn(16, 6)
-    model.start_token_embeddings(ids, directions, seed=3)
+    model.start_token_embeddings(ids, directions, scale=0.5, seed=3)
     table = backbone.model.get_input_embeddings().weight.detach()
     assert torch.equal(table[: int(ids[0])], words)
     ratio = torch.cdist(table[ids], table[ids]) / torch.cdist(directions, directions).clamp_min(1e-9)
     off = ~torch.eye(16, dtype=torch.bool)
     torch.testing.assert_close(ratio[off], ratio[off].mean().expand(240), rtol=1e-3, atol=1e-4)
-    assert table[ids].std().item() == pytest.approx(words.std().item(), rel=0.05)
+    assert table[ids].std().item() == pytest.approx(0.5 * words.std().item(), rel=0.05)
 
 
 def test_token_directions_add_up_to_the_vectors():
