@@ -12,7 +12,7 @@ from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
-from recbole_tokenrec.settings import read_settings
+from recbole_tokenrec.settings import check, read_settings
 
 pytest.importorskip("matplotlib")
 FAST = [
@@ -123,7 +123,7 @@ def test_levers_turn_one_key_of_the_preset_to_an_allowed_value(preset, toy_data)
     for label, keys in table.items():
         ((key, value),) = keys.items()
         assert label == f"{key}: {value}" and settings[key] != value
-        assert getattr(read_settings(config(**keys)), key) == value
+        assert getattr(read_settings(config(**keys)), key) == check(key, value)
     listed = {key for keys in table.values() for key in keys}
     assert ("prompt_max_history" in listed) == settings["prompt_history"]
     assert ("llm_horizon" in listed) == (settings["prompt_decoder_items"] > 0)
