@@ -52,6 +52,9 @@ def _choice(doc, *choices):
     return Option(str, doc, choices=choices)
 
 
+LLM_STEPS, LLM_EPOCHS = 700, (4, 60)  # small data are gone through more often
+
+
 def _stage(name: str, prefix: str) -> dict[str, Option]:
     """The keys that every stage has."""
     return {
@@ -180,6 +183,11 @@ OPTIONS: dict[str, Option] = {
     "llm_eval_step": _int("Epochs between two validations.", 1),
     "llm_stopping_step": _int("Validations without a gain before the stage stops.", 1),
     **_stage("LLM4Rec stage", "llm"),
+    "llm_epochs": _int(
+        f"Most epochs of the LLM4Rec stage; empty: those of {LLM_STEPS} steps, {LLM_EPOCHS[0]} to {LLM_EPOCHS[1]}.",
+        1,
+        optional=True,
+    ),
     # prompts, Section 2.4.1
     "prompt": _choice("Templates at evaluation: the ten seen ones, or the unseen eleventh.", "seen", "unseen"),
     "prompt_history": Option(bool, "List the user's items in the prompt; false is the paper's user-ID-only form."),

@@ -23,6 +23,7 @@ from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, membe
 from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
+from recbole_tokenrec.settings import LLM_EPOCHS, LLM_STEPS
 from recbole_tokenrec.tokenizers import code_statistics
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
 from recbole_tokenrec.training.parts import next_part, random_part, window_part
@@ -348,6 +349,10 @@ class LLMStage(Stage):
     def _users_of(self, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vectors = self.model.folded_in(visible)
         return self.model.user_tokenizer.encode_all(vectors), vectors
+
+    def epochs(self):
+        least, most = LLM_EPOCHS
+        return self.option("epochs") or max(least, min(most, -(-LLM_STEPS // self.steps_per_epoch())))
 
     def start(self) -> None:
         """Give the OOV tokens their first embeddings; the codes are final now."""

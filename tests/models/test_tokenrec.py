@@ -11,6 +11,7 @@ from recbole.utils import get_trainer
 
 from recbole_tokenrec.checkpoints import load_checkpoint
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TrainingError
+from recbole_tokenrec.training.stages import LLMStage
 
 SMALL = {
     "cf_embedding_size": 16,
@@ -278,6 +279,15 @@ def test_fold_in_of_the_whole_history_is_the_users_own_vector(build, targets):
     everything = torch.ones(len(model.histories.items), dtype=torch.bool)
     own = model.tokenizer_inputs(model.user_vectors)
     torch.testing.assert_close(model.folded_in(everything)[1:], own[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("steps", "epochs", "expected"), [(1, None, 60), (50, None, 14), (300, None, 4), (1, 3, 3)])
+def test_epochs_of_the_last_stage_by_their_steps(build, monkeypatch, steps, epochs, expected):
+    _, model, train, *_ = build("TokenRec", **{**SMALL, "llm_epochs": epochs})
+    stage = LLMStage(model, train)
+    monkeypatch.setattr(stage, "steps_per_epoch", lambda: steps)
+    assert stage.epochs() == expected
 
 
 @pytest.mark.recipe
