@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -25,6 +26,18 @@ SMALL = [
     "--llm_epochs=3", "--llm_eval_step=1", "--llm_train_batch_size=16", "--checkpoint_every_seconds=0",
     "--use_gpu=false", "--topk=[5]", "--valid_metric=NDCG@5",
 ]  # fmt: skip
+
+
+def in_a_trial(pid: int, folder) -> bool:
+    """Whether a worker holds the lock of a trial that has no result yet."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            name = Path(os.readlink(descriptor))
+        except OSError:
+            continue
+        if name.parent == folder and name.match("trial-*.lock"):
+            return not name.with_suffix(".json").exists()
+    return False
 
 
 @pytest.mark.recipe
@@ -46,6 +59,9 @@ def test_eight_trials_share_a_stage_and_survive_a_kill(toy_data, tiny_t5, tmp_pa
         time.sleep(0.2)
     workers = workers_of(process.pid)
     assert len(workers) == 2
+    while not in_a_trial(workers[0], folder):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
     os.kill(workers[0], signal.SIGKILL)
     printed, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors[-3000:]

@@ -7,6 +7,7 @@ from pandas.testing import assert_frame_equal
 from recbole_tokenrec import measure
 from recbole_tokenrec.api import loading
 from recbole_tokenrec.checkpoints import load_checkpoint
+from recbole_tokenrec.collaborative.ensemble import members_of
 from recbole_tokenrec.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.recipe
@@ -17,17 +18,19 @@ def test_what_was_read_is_the_model_and_nothing_is_made_twice(trained):
     model, data = loading.rebuilt(payload)
     for name in ("user_vectors", "item_vectors", "user_codes"):
         assert getattr(model, name).data_ptr() == payload["state_dict"][name].data_ptr()
-    assert model.histories is data.histories is model.collaborative.histories
+    assert all(member.histories is model.histories is data.histories for member in members_of(model.collaborative))
     assert model.llm.backbone.shared.weight is model.llm.backbone.encoder.embed_tokens.weight
     assert torch.equal(model.histories.items, payload["data"]["history_items"])
 
 
-def test_no_graph_is_built_to_recommend_to_known_users(trained):
+def test_no_graph_is_built_to_recommend(trained):
     opened = loading.load(trained())
     opened.recommend(["g0u0", "stranger"], k=3)
-    assert "to_users" not in vars(opened.model.collaborative)
-    opened.recommend(histories=["g0i1", "g0i2"], k=3)
-    assert "to_users" in vars(opened.model.collaborative)
+    opened.recommend(histories=["g0i1", "g0i2"], k=3)  # with one layer, new users need none either
+    for member in members_of(opened.model.collaborative):
+        assert "to_users" not in vars(member)
+        member.to_users.T  # noqa: B018 (it can be built)
+        assert "to_users" in vars(member)
 
 
 def test_types_are_the_models_own(trained):

@@ -105,7 +105,7 @@ def test_cache_entries_are_for_their_options_only_and_damage_is_noticed(fit, tmp
     fit(stage_cache=True)
     folder = tmp_path / "saved" / "stage_cache"
     entries = {path.name.split("-")[0]: path for path in folder.glob("*.pt")}
-    assert set(entries) == {"cf", "user_tokenizer", "item_tokenizer"}
+    assert set(entries) == {"cf", "cf_2", "cf_weights", "user_tokenizer", "item_tokenizer"}
     entries["cf"].write_bytes(entries["cf"].read_bytes()[:-200])
     other, *_ = fit(stage_cache=True, mq_codebook_size=8)
     assert not any(other.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
@@ -317,7 +317,7 @@ def test_a_loss_that_is_not_finite_names_stage_and_place(build, monkeypatch):
     config, model, train, valid, _ = build("TokenRec", **SMALL)
     monkeypatch.setattr(type(model.collaborative), "calculate_loss", lambda *_: torch.tensor(float("nan")))
     trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
-    with pytest.raises(TrainingError, match="collaborative stage: the loss is nan in epoch 0, step 0"):
+    with pytest.raises(TrainingError, match="collaborative 1/2 stage: the loss is nan in epoch 0, step 0"):
         trainer.fit(train, valid, verbose=False)
 
 
