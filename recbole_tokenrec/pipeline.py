@@ -232,7 +232,9 @@ def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
 
 
 def start_logging(config) -> None:
-    """RecBole's logger for this model, in place of the one of the model before."""
+    """RecBole's logger for this model, in place of the one of the model before; it and TensorBoard write to ``./``."""
+    need_folder("the current folder", f"./log/{config['model']}")
+    need_folder("the current folder", "./log_tensorboard")
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -208,6 +208,13 @@ def test_too_many_topk_and_missing_data(command, tmp_path):
     assert (code, kind) == (2, errors.DataError) and "mini/mini.inter is a folder, not a file" in printed
 
 
+def test_a_file_where_logs_are_to_go(command, tmp_path):
+    (tmp_path / "log").write_text("mine")
+    code, kind, printed = command("BPR", [])
+    assert (code, kind) == (2, errors.ConfigError)
+    assert "the current folder: the folder ./log/BPR cannot be made (Not a directory)" in printed
+
+
 HARMLESS = {
     "duplicate rows": (HEADER + ROWS + ROWS, 4, 9, 48),
     "ids with spaces": (HEADER + ROWS.replace("u1", " u 1 ").replace("i2", "i 2"), 4, 9, 24),
