@@ -39,7 +39,7 @@ from recbole_tokenrec.training.loaders import (
     VISIBLE_ITEMS,
     VISIBLE_ROWS,
 )
-from recbole_tokenrec.training.losses import fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
+from recbole_tokenrec.training.losses import Teacher, fast_bf16, pairwise_cosine_loss, softmax_cosine_loss
 from recbole_tokenrec.training.parts import InTurn, in_turn
 from recbole_tokenrec.training.sampling import draw_candidates
 
@@ -164,28 +164,20 @@ class TokenRec(GeneralRecommender):
             settings.llm_temperature,
             weights=weights,
             masked=visible,
-            teacher=self._teacher(queries, visible, candidates) if settings.llm_distill else None,
-            teacher_weight=settings.llm_distill,
+            teacher=self._teacher(queries, candidates) if settings.llm_distill else None,
             low_precision=self.low_precision,
             candidates=candidates,
         )
 
     @torch.no_grad()
-    def _teacher(self, queries, visible, candidates) -> torch.Tensor:
-        """The collaborative stage's opinion of what comes beside the visible items: (B, n_items) probabilities.
+    def _teacher(self, queries, candidates) -> Teacher:
+        """The collaborative stage, asked what comes beside the visible items.
 
-        Where the user tokens are made of the visible items, so are the ``queries`` (B, d). With ``candidates``
-        (B, C), each candidate counting for the items that it stands for.
+        Where the user tokens are made of the visible items, so are the ``queries`` (B, d).
         """
         items = self.item_vectors if candidates is None else self.item_vectors[candidates.items]
-        scores = F.normalize(queries, dim=-1) @ F.normalize(items, dim=-1).T / self.settings.cf_temperature
-        if candidates is None:
-            scores[:, 0] = -torch.inf
-            scores[visible] = -torch.inf
-        else:
-            scores += candidates.log_weight
-            scores[candidates.pairs(*visible)] = -torch.inf
-        return scores.softmax(dim=-1)
+        users = F.normalize(queries, dim=-1) / self.settings.cf_temperature
+        return Teacher(users, F.normalize(items, dim=-1), self.settings.llm_distill)
 
     @torch.no_grad()
     def _vectors_after_each(self, turn: InTurn) -> torch.Tensor:

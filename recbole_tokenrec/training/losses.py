@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -25,6 +27,19 @@ def pairwise_cosine_loss(
     return (1 - cosine(z, positive) + (cosine(z, negative) - margin).clamp_min(0)).mean()
 
 
+class Teacher(NamedTuple):
+    """Whose opinion, softmax(users items^T) over what is not masked, takes a part of the targets' mass.
+
+    Attributes:
+        users: (B, d); items: (C, d), over the same items as the loss.
+        weight: share of each user's target mass, in [0, 1].
+    """
+
+    users: torch.Tensor
+    items: torch.Tensor
+    weight: float
+
+
 def softmax_cosine_loss(
     user_vectors: torch.Tensor,
     item_vectors: torch.Tensor,
@@ -33,10 +48,10 @@ def softmax_cosine_loss(
     temperature: float,
     weights: torch.Tensor | None = None,
     masked: tuple[torch.Tensor, torch.Tensor] | None = None,
-    teacher: torch.Tensor | None = None,
-    teacher_weight: float = 0.0,
+    teacher: Teacher | None = None,
     low_precision: bool = False,
     candidates: Candidates | None = None,
+    block: int | None = None,
 ) -> torch.Tensor:
     """Cross-entropy over all items of cosine / temperature, many positive items per encoded user.
 
@@ -51,10 +66,10 @@ def softmax_cosine_loss(
         temperature: the smaller, the more the hardest negatives count.
         weights: (P,) weight of each pair; their sum is divided out. None: all alike.
         masked: rows (M,) and items (M,) that are neither positive nor negative, e.g. what the prompt shows.
-        teacher: (B, n_items) probabilities over items that take ``teacher_weight`` of each user's target mass; over
-            the C candidates if there are such.
+        teacher: see :class:`Teacher`; its items are the candidates, if there are such.
         low_precision: matrix products in bfloat16; sums, exponentials and the loss stay in fp32.
         candidates: which items to score; every item in ``items`` must be one. None: all.
+        block: scores that are held at once; None: what suits the device. The result does not depend on it.
     """
     weights = torch.ones_like(rows, dtype=torch.float) if weights is None else weights
     log_weight = None
@@ -62,6 +77,7 @@ def softmax_cosine_loss(
         item_vectors, log_weight = item_vectors[candidates.items], candidates.log_weight
         items = candidates.column[items]
         masked = None if masked is None else candidates.pairs(*masked)
+    block = block or _BLOCK.get(user_vectors.device.type, 2**27)
     return _SoftmaxCrossEntropy.apply(
         F.normalize(user_vectors.float(), dim=-1) / temperature,
         F.normalize(item_vectors.float(), dim=-1),
@@ -70,57 +86,84 @@ def softmax_cosine_loss(
         weights / weights.sum(),
         masked,
         teacher,
-        teacher_weight,
         low_precision,
         log_weight,
+        max(1, block // len(item_vectors)),
     )
 
 
-class _SoftmaxCrossEntropy(torch.autograd.Function):
-    """sum_p w_p (logsumexp(s_row(p)) - s_p) and its gradient, computed in one pass over one (B, n_items) buffer.
+_BLOCK = {"cpu": 2**19}  # two megabytes, which stay in the processor's cache from one operation to the next
 
-    Autograd would keep the scores, the log-softmax and their gradients, three such matrices, and page them in anew
-    at every step; a catalogue of 12,000 items then spends longer in memory than in arithmetic.
+
+class _SoftmaxCrossEntropy(torch.autograd.Function):
+    """sum_p w_p (logsumexp(s_row(p)) - s_p) and its gradient, computed in one pass over blocks of rows of the scores.
+
+    Autograd would keep the scores, the log-softmax and their gradients, three (B, n_items) matrices, and page them in
+    anew at every step; a catalogue of 12,000 items then spends longer in memory than in arithmetic.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
-    def forward(
-        ctx, users, item_vectors, rows, items, weights, masked, teacher, teacher_weight, low_precision, log_weight
-    ):
+    def forward(ctx, users, item_vectors, rows, items, weights, masked, teacher, low_precision, log_weight, size):
         left, right = (users.bfloat16(), item_vectors.bfloat16()) if low_precision else (users, item_vectors)
-        scores = (left @ right.T).float()  # (B, n_items), or (B, C) of the candidates
-        if log_weight is None:
-            scores[:, 0] = -torch.inf
-        if masked is not None:
-            scores[masked] = -torch.inf
+        needs_items, share = ctx.needs_input_grad[1], 0.0 if teacher is None else teacher.weight
         mass = torch.zeros(len(users), device=users.device).index_add_(0, rows, weights)  # (B,)
-        hit = (scores[rows, items] * weights).sum()
-        if teacher is not None:
-            expected = (teacher * scores.masked_fill(scores == -torch.inf, 0)).sum(dim=1)  # (B,)
-            hit = (1 - teacher_weight) * hit + teacher_weight * (mass * expected).sum()
-        if log_weight is not None:
-            scores.add_(log_weight)
-        top = scores.amax(dim=1, keepdim=True)
-        scores.sub_(top).exp_()
-        total = scores.sum(dim=1, keepdim=True)
-        loss = (mass * (top + total.log()).squeeze(1)).sum() - hit
-        scores.mul_((mass / total.squeeze(1)).unsqueeze(1))  # d loss / d scores, the part of the logsumexp
-        if teacher is None:
-            scores.index_put_((rows, items), -weights, accumulate=True)
-        else:
-            scores.index_put_((rows, items), -(1 - teacher_weight) * weights, accumulate=True)
-            scores.addcmul_(teacher, mass.unsqueeze(1), value=-teacher_weight)
-        needs_items = ctx.needs_input_grad[1]
-        slope = scores.bfloat16() if low_precision else scores
-        ctx.gradients = (slope @ right).float(), (slope.T @ left).float() if needs_items else None
+        loss, user_slope = torch.zeros((), device=users.device), torch.empty_like(users)
+        item_slope = torch.zeros_like(item_vectors) if needs_items else None
+        hidden = None if masked is None else _by_block(masked[0], size, len(users))
+        for number, pair in enumerate(_by_block(rows, size, len(users))):
+            start = number * size
+            part = slice(start, start + size)
+            scores = (left[part] @ right.T).float()  # (b, n_items), or (b, C) of the candidates
+            at, item, weight, its = rows[pair] - start, items[pair], weights[pair], mass[part]
+            unseen = None if hidden is None else (masked[0][hidden[number]] - start, masked[1][hidden[number]])
+            hit = (1 - share) * (scores[at, item] * weight).sum()
+            if teacher is not None:
+                opinion = _masked(teacher.users[part] @ teacher.items.T, log_weight, unseen).softmax(dim=-1)
+                hit = hit + share * (its * (opinion * scores).sum(dim=1)).sum()
+            _masked(scores, log_weight, unseen)
+            top = scores.amax(dim=1, keepdim=True)
+            scores.sub_(top).exp_()
+            total = scores.sum(dim=1, keepdim=True)
+            loss += (its * (top + total.log()).squeeze(1)).sum() - hit
+            scores.mul_((its / total.squeeze(1)).unsqueeze(1))  # d loss / d scores, the part of the logsumexp
+            scores.index_put_((at, item), (share - 1) * weight, accumulate=True)
+            if teacher is not None:
+                scores.addcmul_(opinion, its.unsqueeze(1), value=-share)
+            slope = scores.bfloat16() if low_precision else scores
+            user_slope[part] = slope @ right
+            if needs_items:
+                item_slope += slope.T @ left[part]
+        ctx.slopes = user_slope, item_slope
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        users, items = ctx.gradients
+        users, items = ctx.slopes
         return (users * grad, None if items is None else items * grad, *[None] * 8)
+
+
+def _masked(scores: torch.Tensor, log_weight, unseen) -> torch.Tensor:
+    """Scores (b, C) with the candidates' weights, and -inf where nothing is to be retrieved; changed in place."""
+    if log_weight is None:
+        scores[:, 0] = -torch.inf
+    else:
+        scores.add_(log_weight)
+    if unseen is not None:
+        scores[unseen] = -torch.inf
+    return scores
+
+
+def _by_block(rows: torch.Tensor, size: int, number: int) -> tuple[torch.Tensor, ...]:
+    """For each block of ``size`` out of ``number`` rows, which of ``rows`` (n,) lie in it."""
+    blocks = -(-number // size)
+    if blocks == 1:
+        return (torch.arange(len(rows), device=rows.device),)
+    block = rows // size
+    in_order = bool((block.diff() >= 0).all())
+    order = torch.arange(len(rows), device=rows.device) if in_order else block.argsort(stable=True)
+    return order.split(block.bincount(minlength=blocks).tolist())
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_tokenrec.training.losses import cosine, pairwise_cosine_loss, softmax_cosine_loss
+from recbole_tokenrec.training.losses import Teacher, cosine, pairwise_cosine_loss, softmax_cosine_loss
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +27,7 @@ def test_softmax_by_hand():
     assert loss.item() == pytest.approx(math.log(math.exp(2) + 1) - 2, abs=1e-6)
 
 
-def reference(users, items, rows, targets, temperature, weights, masked, teacher, share):
+def reference(users, items, rows, targets, temperature, weights, masked, teacher):
     logits = F.normalize(users, dim=-1) @ F.normalize(items, dim=-1).T / temperature
     blocked = torch.zeros_like(logits, dtype=torch.bool)
     blocked[:, 0] = True
@@ -38,6 +38,7 @@ def reference(users, items, rows, targets, temperature, weights, masked, teacher
     hard = -(logp[rows, targets] * weights).sum()
     if teacher is None:
         return hard
+    teacher, share = (teacher.users @ teacher.items.T).masked_fill(blocked, -1e9).softmax(dim=-1), teacher.weight
     mass = torch.zeros(len(users)).index_add_(0, rows, weights)
     soft = -(mass * (teacher * logp.masked_fill(blocked, 0)).sum(dim=1)).sum()
     return (1 - share) * hard + share * soft
@@ -45,26 +46,24 @@ def reference(users, items, rows, targets, temperature, weights, masked, teacher
 
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("with_teacher", [False, True])
-def test_one_pass_equals_autograd(with_mask, with_teacher):
+@pytest.mark.parametrize("block", [None, 9, 20])  # four rows at once, one, two
+@pytest.mark.parametrize("turned", [False, True])  # pairs in the order of their rows, or not
+def test_one_pass_equals_autograd(with_mask, with_teacher, block, turned):
     torch.manual_seed(0)
     rows, targets = torch.tensor([0, 0, 1, 3]), torch.tensor([2, 5, 1, 8])
+    if turned:
+        rows, targets = rows.flip(0), targets.flip(0)
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
     masked = (torch.tensor([0, 1, 2]), torch.tensor([3, 4, 1])) if with_mask else None
-    teacher = None
-    if with_teacher:
-        teacher = torch.rand(4, 9)
-        teacher[:, 0] = 0
-        if with_mask:
-            teacher[masked] = 0
-        teacher = teacher / teacher.sum(dim=1, keepdim=True)
+    teacher = Teacher(torch.randn(4, 3), torch.randn(9, 3), 0.4) if with_teacher else None
     results = []
     for function in ("ours", "reference"):
         torch.manual_seed(1)
         users, items = torch.randn(4, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)
         if function == "ours":
-            loss = softmax_cosine_loss(users, items, rows, targets, 0.2, weights, masked, teacher, 0.4)
+            loss = softmax_cosine_loss(users, items, rows, targets, 0.2, weights, masked, teacher, block=block)
         else:
-            loss = reference(users, items, rows, targets, 0.2, weights, masked, teacher, 0.4)
+            loss = reference(users, items, rows, targets, 0.2, weights, masked, teacher)
         (3 * loss).backward()
         results.append((loss, users.grad, items.grad))
     for ours, expected in zip(*results):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_tokenrec.training.losses import softmax_cosine_loss
+from recbole_tokenrec.training.losses import Teacher, softmax_cosine_loss
 from recbole_tokenrec.training.sampling import draw_candidates
 
 pytestmark = pytest.mark.unit
@@ -67,15 +67,10 @@ def test_loss_and_gradient_come_close_to_the_full_ones(problem, with_teacher):
         u, v = users.clone().requires_grad_(), items.clone().requires_grad_()
         teacher = None
         if with_teacher:
-            scores = F.normalize(users, dim=-1) @ F.normalize(items, dim=-1).T / 0.5
-            scores[:, 0] = -torch.inf
-            scores[visible] = -torch.inf
-            if candidates is not None:
-                scores = scores[:, candidates.items] + candidates.log_weight
-            teacher = scores.softmax(dim=-1)
+            known = items if candidates is None else items[candidates.items]
+            teacher = Teacher(F.normalize(users, dim=-1) / 0.5, F.normalize(known, dim=-1), 0.5)
         loss = softmax_cosine_loss(
-            u, v, rows, targets, TEMPERATURE, masked=visible, teacher=teacher,
-            teacher_weight=0.5 if with_teacher else 0.0, candidates=candidates,
+            u, v, rows, targets, TEMPERATURE, masked=visible, teacher=teacher, candidates=candidates
         )  # fmt: skip
         loss.backward()
         return loss.detach(), u.grad, v.grad
