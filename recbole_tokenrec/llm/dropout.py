@@ -59,7 +59,8 @@ def attention(module, query, key, value, attention_mask, dropout: float = 0.0, p
 
     Args:
         query, key, value: (B, heads, T, d_head).
-        attention_mask: (B or 1, 1, T or 1, T) boolean, or None.
+        attention_mask: (B or 1, 1, T or 1, T) boolean; None: all, or in a decoder (``module.is_causal``) what came
+            before, for which transformers hands over no mask.
         position_bias: (1, heads, T, T).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -69,6 +70,8 @@ def attention(module, query, key, value, attention_mask, dropout: float = 0.0, p
             module, query, key, value, attention_mask, dropout=dropout, position_bias=position_bias, **kwargs
         )
     scores = query @ key.transpose(2, 3) + position_bias
+    if attention_mask is None and module.is_causal and query.shape[2] > 1:
+        attention_mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
     if attention_mask is not None:
         scores = scores + torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(
             ~attention_mask, torch.finfo(scores.dtype).min

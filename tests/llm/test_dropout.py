@@ -62,12 +62,15 @@ def t5(rate):
     return plain, model
 
 
-def run(model):
+def run(model, positions=5, padded=False):
+    """Hidden states of a decoder that reads ``positions`` tokens, with a mask of its own if ``padded``."""
     ids = torch.arange(2, 9).repeat(3, 1)
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
+    asked = ids[:, :positions]
+    decoder_mask = {"decoder_attention_mask": mask[:, :positions]} if padded else {}
     return model(
-        input_ids=ids, attention_mask=mask, decoder_input_ids=torch.zeros(3, 1, dtype=torch.long), use_cache=False
+        input_ids=ids, attention_mask=mask, decoder_input_ids=asked, use_cache=False, **decoder_mask
     ).last_hidden_state
 
 
@@ -78,7 +81,8 @@ def test_t5_is_the_same_model_in_evaluation_and_has_no_dropout_of_torchs_left():
     assert set(plain.state_dict()) == set(model.state_dict())
 
 
-def test_attention_with_dropout_is_t5s_own_with_masked_positions_and_gradients(monkeypatch):
+@pytest.mark.parametrize(("positions", "padded"), [(1, False), (5, False), (5, True)])
+def test_attention_with_dropout_is_t5s_own_with_masked_positions_and_gradients(positions, padded, monkeypatch):
     """The rate is kept and the factors are replaced by ones: what is left must be plain attention."""
     plain, model = t5(0.1)
     monkeypatch.setattr(module, "keep_factors", lambda x, steps: torch.ones_like(x))
@@ -89,13 +93,24 @@ def test_attention_with_dropout_is_t5s_own_with_masked_positions_and_gradients(m
             part.dropout = 0.0
     results = []
     for candidate in (plain, model):
-        hidden = run(candidate.train())
+        hidden = run(candidate.train(), positions, padded)
         hidden.square().sum().backward()
         results.append((hidden.detach(), {n: p.grad for n, p in candidate.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(results[0][0], results[1][0])
     assert results[0][1].keys() == results[1][1].keys()
     for name, grad in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_decoder_in_training_does_not_see_what_comes_later():
+    _, model = t5(0.1)
+    states = []
+    for later in (3, 4):
+        torch.manual_seed(0)
+        decoder = torch.tensor([[0, 2, later, later, 5]])
+        states.append(model.train()(input_ids=torch.arange(2, 9)[None], decoder_input_ids=decoder).last_hidden_state)
+    assert torch.equal(states[0][:, :2], states[1][:, :2])
+    assert not torch.equal(states[0][:, 2:], states[1][:, 2:])
 
 
 def test_the_chosen_attention_is_not_written_into_an_exported_configuration(tmp_path):
