@@ -11,6 +11,7 @@ from recbole.utils import get_trainer
 
 from recbole_tokenrec.checkpoints import load_checkpoint
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TrainingError
+from recbole_tokenrec.models import tokenrec
 from recbole_tokenrec.training.stages import LLMStage
 
 SMALL = {
@@ -295,6 +296,24 @@ def test_epochs_of_the_last_stage_by_their_steps(build, monkeypatch, steps, epoc
     stage = LLMStage(model, train)
     monkeypatch.setattr(stage, "steps_per_epoch", lambda: steps)
     assert stage.epochs() == expected
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("decay", "expected"), [("constant", [0.4] * 4), ("linear", [0.4, 0.3, 0.2, 0.1])])
+def test_the_teacher_withdraws_if_asked_to(build, monkeypatch, decay, expected):
+    _, model, train, *_ = build("TokenRec", **SMALL, **DECODER, llm_distill=0.4, llm_distill_decay=decay)
+    stage, weights = LLMStage(model, train), []
+    original = tokenrec.softmax_cosine_loss
+
+    def spy(*arguments, teacher, **keys):
+        weights.append(teacher.weight)
+        return original(*arguments, teacher=teacher, **keys)
+
+    monkeypatch.setattr(tokenrec, "softmax_cosine_loss", spy)
+    for epoch in range(4):
+        stage.before_epoch(epoch)
+        model.calculate_loss(next(iter(stage.batches(epoch))))
+    assert weights == pytest.approx(expected)
 
 
 @pytest.mark.recipe
