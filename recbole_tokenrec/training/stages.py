@@ -382,8 +382,8 @@ class LLMStage(Stage):
 
     def before_epoch(self, epoch):
         settings = self.settings
-        left = 1.0 if settings.llm_distill_decay == "constant" else 1 - epoch / self.epochs()
-        self.model.distill = settings.llm_distill * left
+        left = 1.0 if settings.llm_distill_decay == "constant" else 1 - 2 * epoch / self.epochs()
+        self.model.distill = settings.llm_distill * max(left, 0.0)
 
     def after_step(self):
         if self.average is not None:
