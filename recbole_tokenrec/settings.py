@@ -177,8 +177,8 @@ OPTIONS: dict[str, Option] = {
     "llm_residual": Option(bool, "z adds to the projection what the user tokens decode to."),
     "llm_distill": _float("Share of the softmax targets taken from the collaborative stage's own scores.", 0, 1),
     "llm_distill_decay": _choice(
-        "constant: llm_distill in every epoch; linear: down to nothing at half of them, since the collaborative stage is "
-        "soon known and then holds back.",
+        "constant: llm_distill in every epoch; linear: down to nothing at half of them, since the collaborative stage "
+        "is soon known and then holds back.",
         "constant",
         "linear",
     ),
