@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 from recbole_tokenrec.cli.run import add_common_arguments, overrides_of
+from recbole_tokenrec.configuration import NO_MATTER
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import NAMES
 
@@ -60,7 +61,7 @@ def run(arguments, rest: list[str]) -> int:
 
 
 def _command(arguments, module, rest: list[str]) -> str:
-    """The command to type for the same numbers, without what says where files lie."""
+    """The command to type for the same numbers, without what no number depends on, such as where files lie."""
     words = ["recbole-tokenrec", "experiment", arguments.name, "--dataset", arguments.dataset]
     if arguments.seeds != 1:
         words += ["--seeds", str(arguments.seeds)]
@@ -69,4 +70,4 @@ def _command(arguments, module, rest: list[str]) -> str:
             words += [f"--{key}", str(value)]
     if arguments.data_path:
         words += ["--data_path", "DATA"]
-    return shlex.join(words + [text for text in rest if "show_progress" not in text])
+    return shlex.join(words + [text for text in rest if text.lstrip("-").split("=")[0] not in NO_MATTER])

@@ -177,8 +177,10 @@ def test_efficiency_times_the_same_users_with_every_model(experiment):
 @pytest.mark.recipe
 def test_curves_read_the_trainings_of_overall(experiment, monkeypatch):
     keys = ["--epochs=2", "--eval_step=1", "--show_progress=false"]
-    code, result, folder = experiment("curves", "--rows", "BPR;GTN", *keys)
+    code, result, folder = experiment("curves", "--rows", "BPR;GTN", "--resume=false", *keys)
     assert code == 0 and list(result["rows"]) == ["BPR", "GTN"]
+    command = (folder / "result.md").read_text()
+    assert "--epochs=2" in command and "show_progress" not in command and "resume" not in command
     for label in result["rows"]:
         row, curve = result["rows"][label], result["curves"][label]
         assert len(curve["loss"]) == row["epochs"] == 2 and [point["epoch"] for point in curve["valid"]] == [1, 2]
