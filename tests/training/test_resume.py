@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(toy_data, tmp_path,
 
         monkeypatch.setattr(owner, "calculate_loss", calculate_loss)
 
-    keys = {"llm_backbone": str(tiny_t5)}
+    keys = {"llm_backbone": str(tiny_t5), "llm_learning_rate": 0.001}
     with monkeypatch.context(), pytest.raises(TrainingError) as caught:
         broken_after(TokenRec, 4, "llm")
         run(toy_data, "TokenRec", tmp_path / "t" / "r.json", **keys)
