@@ -14,9 +14,11 @@ times; a fifth codebook then adds next to nothing. Given K orthogonal parts of t
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 from torch.nn import functional as F
 
@@ -251,7 +253,9 @@ def k_means(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     distinct = torch.unique(rows, dim=0).cpu().numpy()
     clusters = min(size, len(distinct))
     method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
-    fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++").fit(distinct)
+    with warnings.catch_warnings():  # rows that differ by rounding only share a centre: no reason to warn
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++").fit(distinct)
     return torch.from_numpy(fitted.cluster_centers_).to(rows)
 
 

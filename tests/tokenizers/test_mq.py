@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.tokenizers import MQTokenizer
-from recbole_tokenrec.tokenizers.mq import KWayMLP, nearest_codeword
+from recbole_tokenrec.tokenizers.mq import KWayMLP, k_means, nearest_codeword
 
 pytestmark = pytest.mark.unit
 
@@ -210,3 +210,10 @@ def test_a_start_from_many_rows_reads_a_part_of_them(monkeypatch):
     assert sum(sizes) == 30 * 8
     monkeypatch.setattr(tokenizer, "encoded", original)
     assert tokenizer.explained_variance(x, tokenizer.encode_all(x)) > 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_k_means_of_rows_that_differ_by_rounding_only_does_not_warn():
+    rows = torch.eye(4).repeat(10, 1) + 1e-8 * torch.arange(40).unsqueeze(1)
+    centres = k_means(rows, 12, seed=0)
+    assert torch.isfinite(centres).all() and len((1e4 * centres).round().unique(dim=0)) == 4
