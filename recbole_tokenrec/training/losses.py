@@ -117,12 +117,12 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
             part = slice(start, start + size)
             scores = (left[part] @ right.T).float()  # (b, n_items), or (b, C) of the candidates
             at, item, weight, its = rows[pair] - start, items[pair], weights[pair], mass[part]
-            unseen = None if hidden is None else (masked[0][hidden[number]] - start, masked[1][hidden[number]])
+            shown = None if hidden is None else (masked[0][hidden[number]] - start, masked[1][hidden[number]])
             hit = (1 - share) * (scores[at, item] * weight).sum()
             if teacher is not None:
-                opinion = _masked(teacher.users[part] @ teacher.items.T, log_weight, unseen).softmax(dim=-1)
+                opinion = _masked(teacher.users[part] @ teacher.items.T, log_weight, shown).softmax(dim=-1)
                 hit = hit + share * (its * (opinion * scores).sum(dim=1)).sum()
-            _masked(scores, log_weight, unseen)
+            _masked(scores, log_weight, shown)
             top = scores.amax(dim=1, keepdim=True)
             scores.sub_(top).exp_()
             total = scores.sum(dim=1, keepdim=True)
@@ -144,14 +144,14 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         return (users * grad, None if items is None else items * grad, *[None] * 8)
 
 
-def _masked(scores: torch.Tensor, log_weight, unseen) -> torch.Tensor:
+def _masked(scores: torch.Tensor, log_weight, shown) -> torch.Tensor:
     """Scores (b, C) with the candidates' weights, and -inf where nothing is to be retrieved; changed in place."""
     if log_weight is None:
         scores[:, 0] = -torch.inf
     else:
         scores.add_(log_weight)
-    if unseen is not None:
-        scores[unseen] = -torch.inf
+    if shown is not None:
+        scores[shown] = -torch.inf
     return scores
 
 
