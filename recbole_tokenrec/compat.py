@@ -275,6 +275,22 @@ def _anomaly_mode() -> bool:
     return changed
 
 
+def _use_gpu() -> bool:
+    """Obey ``use_gpu: False``: RecBole's documentation has the key, its configuration takes any GPU that it finds."""
+    from recbole.config import Config
+
+    original = Config._init_device
+
+    @functools.wraps(original)
+    def init_device(self):
+        original(self)
+        if not self.final_config_dict["use_gpu"] and self.final_config_dict["single_spec"]:
+            self.final_config_dict["device"] = torch.device("cpu")
+
+    Config._init_device = init_device
+    return True
+
+
 def _folders() -> bool:
     """Let a folder of RecBole's that another process makes at the same moment be no error: two of torchrun's did."""
     utils = importlib.import_module("recbole.utils.utils")
@@ -315,6 +331,7 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
     ("hyperopt", "exhaustive search asks hyperopt for what 0.2.6 removed", _ISSUES + "1868", _hyperopt),
+    ("use_gpu", "use_gpu: False is ignored where there is a GPU", "", _use_gpu),
     ("folders", "of two processes that make one at the same time, one dies", "", _folders),
     ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
 )

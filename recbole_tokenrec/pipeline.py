@@ -265,6 +265,7 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     names = ("recbole", "torch", "transformers", "numpy", "scipy", "pandas", "scikit-learn")
     found = {name: metadata.version(name) for name in names}
+    found["torch"] = torch.__version__  # with its build, +cpu or +cu130
     return {"recbole-tokenrec": recbole_tokenrec.__version__, "python": platform.python_version(), **found}
 
 

@@ -117,7 +117,7 @@ DATA = [
      "token; it must be float"),
     (HEADER, "{} holds no interactions"),
     ("", "has no type RecBole knows"),
-    (gzip.compress((HEADER + ROWS).encode()), "{} is gzip-compressed; unpack it first"),
+    (gzip.compress((HEADER + ROWS).encode(), mtime=0), "{} is gzip-compressed; unpack it first"),
     (b"\xff\xfe" + (HEADER + ROWS).encode("utf-16-le"), "{} is not text ("),
     (b"\xef\xbb\xbf" + (HEADER + ROWS).encode(), "{} begins with a byte order mark; set encoding: utf-8-sig"),
     ((HEADER + ROWS).encode() + b"u1\ti\xe9\t9\n", "RecBole cannot read it: 'utf-8' codec can't decode byte 0xe9"),

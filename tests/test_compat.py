@@ -262,6 +262,16 @@ def test_the_tuner_s_generator_serves_old_and_new_hyperopt():
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
+def test_use_gpu_false_is_obeyed(monkeypatch, toy_data):
+    from recbole.config import Config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for use_gpu, device in ((True, "cuda"), (False, "cpu")):
+        config = Config("BPR", "toy", config_dict={"data_path": str(toy_data), "use_gpu": use_gpu})
+        assert config["device"] == torch.device(device)
+
+
 def test_a_folder_that_another_process_has_just_made_is_no_error(tmp_path, monkeypatch):
     from recbole.utils import ensure_dir
 

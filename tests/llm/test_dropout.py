@@ -85,6 +85,8 @@ def test_t5_is_the_same_model_in_evaluation_and_has_no_dropout_of_torchs_left():
 def test_attention_with_dropout_is_t5s_own_with_masked_positions_and_gradients(positions, padded, monkeypatch):
     """The rate is kept and the factors are replaced by ones: what is left must be plain attention."""
     plain, model = t5(0.1)
+    if model.encoder.config._attn_implementation != module.ATTENTION:
+        pytest.skip("this transformers' T5 lets nobody choose its attention after it was built")
     monkeypatch.setattr(module, "keep_factors", lambda x, steps: torch.ones_like(x))
     for part in plain.modules():
         if isinstance(part, nn.Dropout):
