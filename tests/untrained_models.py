@@ -15,7 +15,7 @@ COMMON = {
 
 @pytest.fixture
 def build(toy_data):
-    """``build(name, **keys)``: the model by its RecBole name on the toy data, untrained.
+    """``build(name, device=None, **keys)``: the model by its RecBole name on the toy data, untrained.
 
     Returns (config, model, train, valid, test); the last three are RecBole's data loaders.
     """
@@ -23,9 +23,10 @@ def build(toy_data):
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, init_seed
 
-    def make(name, **keys):
+    def make(name, device=None, **keys):
         keys = {"data_path": str(toy_data), **COMMON, **keys}
         config = Config(model=name, dataset="toy", config_dict=keys)
+        config["device"] = device or config["device"]
         init_seed(config["seed"], config["reproducibility"])
         loaders = data_preparation(config, create_dataset(config))
         init_seed(config["seed"], config["reproducibility"])

@@ -63,7 +63,7 @@ def grown(scorer: TokenRecScorer, config, users: list[str], items: list[str], ep
     touched = torch.tensor(sorted({data.user_numbers[user] for user in users}))
 
     with torch.no_grad(), torch.random.fork_rng():
-        collaborative = build_collaborative(model.settings, config, data)
+        collaborative = build_collaborative(model.settings, config, data).to(model.item_vectors.device)
         parts = []
         for member, fresh in zip(members_of(model.collaborative), members_of(collaborative)):
             placed, inputs = _placed_items(model, member, old, data)
@@ -80,7 +80,7 @@ def grown(scorer: TokenRecScorer, config, users: list[str], items: list[str], ep
     other = twin(
         model,
         llm=llm,
-        collaborative=collaborative.to(model.item_vectors.device),
+        collaborative=collaborative,
         histories=data.histories,
         evaluation_histories=data.histories,
         user_vectors=_with_rows(model.user_vectors, data.user_num),

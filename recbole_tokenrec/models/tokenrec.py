@@ -74,7 +74,7 @@ class TokenRec(GeneralRecommender):
                 "interactions are too few to train on"
             )
 
-        self.collaborative = build_collaborative(settings, config, dataset)
+        self.collaborative = build_collaborative(settings, config, dataset).to(self.device)  # it is asked right away
         rebuilt = isinstance(dataset, DataSnapshot)  # of a trained model, whose weights are read next
         users, items = (unfilled if rebuilt else representations)(self.collaborative)
         self.register_buffer("user_vectors", users)
