@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from recbole_tokenrec.tokenizers.mq import ROWS_PER_CODEWORD, MQTokenizer, k_means, some_rows
+from recbole_tokenrec.tokenizers.mq import ROWS_PER_CODEWORD, MQTokenizer, k_means, nearest_codeword, some_rows
 
 
 class KMeansTokenizer(MQTokenizer):
@@ -21,6 +21,9 @@ class KMeansTokenizer(MQTokenizer):
 
     def encoded(self, x: torch.Tensor) -> torch.Tensor:
         return self.encoder_skip(x)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return nearest_codeword(self.encoded(self.standardise(x)), self.codebooks).T
 
     def decoded(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.decoder_skip(pooled)

@@ -27,7 +27,7 @@ from recbole_tokenrec.tokenizers.base import IDTokenizer, TokenizerOutput
 _MINI_BATCH_ABOVE = 50_000  # rows from which full k-means costs more than it gains
 ROWS_PER_CODEWORD = 256  # more data than that moves a k-means centre no further; what FAISS takes too
 _CHUNK = 8192  # rows that go through the encoders at once
-_MOST_DISTANCES = 2**26  # of one product of encoded rows and codewords: 256 MiB
+_MOST_DISTANCES = 2**22  # of one product of encoded rows and codewords: 16 MiB, about what a cache holds
 
 
 class KWayMLP(nn.Module):
@@ -45,11 +45,13 @@ class KWayMLP(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(ways, 1, fan_out)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.biases[-1], self.hidden(x), self.weights[-1])
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, d_in) -> (K, B, width): all but the last layer."""
         x = x.expand(self.weights[0].shape[0], *x.shape)  # (K, B, d_in)
-        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, x, weight)
-            if depth < len(self.weights) - 1:
-                x = F.gelu(x)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
+            x = F.gelu(torch.baddbmm(bias, x, weight))
         return x
 
 
@@ -161,8 +163,22 @@ class MQTokenizer(IDTokenizer):
         losses = output.losses
         return losses["reconstruction"] + losses["codebook"] + self.beta * losses["commitment"]
 
+    @torch.no_grad()
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return nearest_codeword(self.encoded(self.standardise(x)), self.codebooks).T
+        """Eq. 4-5. Of more rows than a codeword is wide, the last linear maps are multiplied by the codewords first."""
+        if len(x) <= self.codebooks.shape[2]:
+            return nearest_codeword(self.encoded(self.standardise(x)), self.codebooks).T
+        turned = self.codebooks.transpose(1, 2)  # (K, d_c, L)
+        maps = [self.encoders] if self.encoder_skip is None else [self.encoders, self.encoder_skip]
+        offset = turned.pow(2).sum(dim=1, keepdim=True) - 2 * sum(part.biases[-1] for part in maps) @ turned
+        maps = [(part, part.weights[-1] @ turned) for part in maps]  # (K, width, L)
+        codes = []
+        for rows in self.standardise(x).split(max(1, _MOST_DISTANCES // offset.numel())):
+            distance = offset.repeat(1, len(rows), 1)  # |a - c|^2 - |a|^2, (K, b, L)
+            for part, weight in maps:
+                distance.baddbmm_(part.hidden(rows), weight, alpha=-2.0)
+            codes.append(distance.argmin(dim=-1))
+        return torch.cat(codes, dim=1).T
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.restore(self.decoded(self.codewords(codes).mean(dim=1)))

@@ -114,6 +114,21 @@ def test_codes_codewords_codes_round_trip():
     assert torch.equal(nearest_codeword(vectors.transpose(0, 1), tokenizer.codebooks).T, codes)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_codes_of_many_rows_are_those_of_few(skip, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer = MQTokenizer(16, 3, 8, codeword_dim=5, hidden_size=12, skip=skip).eval()
+    x = torch.randn(500, 16)
+    tokenizer.fit_scale(x)
+    for parameter in tokenizer.parameters():  # nothing is 0, nor small
+        torch.nn.init.normal_(parameter)
+    calls = []
+    for most in (2**26, 3 * 8 * 100):  # all at once, and in parts of 100 rows
+        monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._MOST_DISTANCES", most)
+        calls.append(tokenizer.encode(x))
+    assert torch.equal(calls[0], tokenizer(x).indices) and torch.equal(calls[0], calls[1])
+
+
 def test_encode_is_deterministic_and_agrees_with_forward():
     tokenizer = small().eval()
     x = torch.randn(10, 6)
