@@ -170,6 +170,10 @@ OPTIONS: dict[str, Option] = {
         "visible",
         "all",
     ),
+    "llm_item_dropout": _float(
+        "Probability that an epoch leaves an item out, as if its user had not taken it: histories are not alike from "
+        "one epoch to the next, and not learnt by heart. Needs llm_batching: users.", 0, 0.9
+    ),
     "llm_item_offset": Option(
         bool,
         "Where items are retrieved is learnt on, from their collaborative places; false (the paper) leaves them there.",
@@ -243,6 +247,8 @@ def read_settings(config) -> Settings:
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
+    if settings.llm_batching == "interactions" and settings.llm_item_dropout:
+        raise ConfigError(f"llm_item_dropout: {settings.llm_item_dropout} needs llm_batching: users")
     for key in ("cf_target_ratio", "llm_target_ratio"):
         if not are_shares(values[key]):
             raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")

@@ -74,6 +74,10 @@ def test_wrong_values(key, value, text):
         ({"cf_n_layers": 0}, "cf_targets: 'next' needs"),
         ({"cf_user_table": True, "llm_user_tokens": "all", "prompt_decoder_items": 0}, "cf_targets: 'next' needs"),
         ({"llm_batching": "interactions"}, "needs llm_batching: users"),
+        (
+            {"llm_batching": "interactions", "prompt_order": "shuffled", "llm_item_dropout": 0.2},
+            "llm_item_dropout: 0.2 needs llm_batching: users",
+        ),
         ({"prompt_decoder_items": 5, "prompt_style": "compact"}, "5 needs prompt_style: pooled; it is compact; or set"),
         ({"prompt_decoder_items": 5, "prompt_order": "shuffled"}, "needs prompt_order: sequential"),
     ],

@@ -30,6 +30,7 @@ VALUES = {
     "mq_skip": (True, False),
     "llm_temperature": (0.07, 0.12, 0.2),
     "llm_dropout": (0.0, 0.1, 0.3),
+    "llm_item_dropout": (0.0, 0.15, 0.3),
     "llm_distill": (0.0, 0.5, 0.8),
     "llm_ema": (0.0, 0.98),
     "llm_target_weight": (0.25, 1.0),
@@ -60,7 +61,7 @@ def variants(settings, only: str | None) -> dict[str, dict]:
     if settings["cf_loss"] != "softmax_cosine":
         idle |= {"cf_targets", "cf_temperature", "cf_item_offset"}
     if settings["llm_batching"] != "users":
-        idle |= {"prompt_order", "llm_target_weight", "llm_distill"}
+        idle |= {"prompt_order", "llm_target_weight", "llm_distill", "llm_item_dropout"}
     if settings["prompt_order"] != "sequential":
         idle |= {"prompt_decoder_items"}
     idle |= {"prompt_order", "prompt_style"} if settings["prompt_decoder_items"] else {"llm_horizon"}

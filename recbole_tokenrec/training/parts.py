@@ -57,6 +57,15 @@ def window_part(histories: Histories, most: int, generator: torch.Generator) -> 
     return usable & ~visible & (position < (cut + most)[rows]), visible
 
 
+def without_some(histories: Histories, parts: Parts, share: float, generator: torch.Generator) -> Parts:
+    """``parts`` as if each item but a user's first had not been taken with probability ``share``."""
+    is_target, visible = parts
+    rows = histories.rows()
+    first = torch.arange(len(rows)) == histories.indptr[:-1][rows]
+    kept = (torch.rand(len(rows), generator=generator) >= share) | first
+    return is_target & kept, visible & kept
+
+
 class InTurn(NamedTuple):
     """P targets of several users, asked for one after the other; each but the first of a user knows those before it.
 

@@ -26,7 +26,7 @@ from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM,
 from recbole_tokenrec.settings import LLM_EPOCHS, LLM_STEPS
 from recbole_tokenrec.tokenizers import code_statistics
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
-from recbole_tokenrec.training.parts import next_part, random_part, window_part
+from recbole_tokenrec.training.parts import next_part, random_part, window_part, without_some
 
 
 class Stage:
@@ -342,9 +342,12 @@ class LLMStage(Stage):
     def _parts(self, generator: torch.Generator):
         histories, settings = self.model.histories, self.settings
         if settings.prompt_decoder_items:  # what the decoder reads, and one item more
-            return window_part(histories, settings.prompt_decoder_items + 1, generator)
-        draw = next_part if settings.prompt_order == "sequential" else random_part
-        return draw(histories, tuple(settings.llm_target_ratio), generator)
+            parts = window_part(histories, settings.prompt_decoder_items + 1, generator)
+        else:
+            draw = next_part if settings.prompt_order == "sequential" else random_part
+            parts = draw(histories, tuple(settings.llm_target_ratio), generator)
+        share = settings.llm_item_dropout
+        return without_some(histories, parts, share, generator) if share else parts
 
     def _users_of(self, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vectors = self.model.folded_in(visible)

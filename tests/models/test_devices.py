@@ -51,7 +51,7 @@ def test_all_is_in_one_place(train, name):
     [
         {"preset": "user_id_only"},
         {"preset": "paper"},
-        {"cf_targets": ["next", "random", "all"], "prompt_decoder_items": 5, "prompt_max_history": 5},
+        {"cf_targets": ["next", "random", "all"], "prompt_decoder_items": 5, "llm_item_dropout": 0.4},
         {"cf_sampled_items": 20, "llm_sampled_items": 20, "precision": "fp32"},
         {"id_tokenizer": "rq", "cf_loss": "own", "cf_model": "BPR", **PLAIN},
         {"id_tokenizer": "kmeans", "cf_loss": "own", "history_at_test": "train_valid", **PLAIN},

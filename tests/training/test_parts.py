@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.training.parts import in_turn, next_part, random_part, window_part
+from recbole_tokenrec.training.parts import in_turn, next_part, random_part, window_part, without_some
 
 pytestmark = pytest.mark.unit
 SHARE = (0.1, 0.4)
@@ -41,6 +41,18 @@ def test_next_items_follow_the_visible_ones_at_once(histories, generator):
         cut = int(visible[part].sum())
         assert visible[part][:cut].all()
         assert is_target[part][cut : cut + int(is_target[part].sum())].all()
+
+
+def test_some_items_are_left_out_but_no_users_first(histories, generator):
+    parts = next_part(histories, SHARE, generator)
+    thinned = without_some(histories, parts, 0.25, generator)
+    for before, after in zip(parts, thinned):
+        assert not (after & ~before).any()  # nothing is added
+    assert sum(map(torch.sum, thinned)) / sum(map(torch.sum, parts)) == pytest.approx(0.75, abs=0.04)
+    first = histories.indptr[:-1][histories.counts() > 1]
+    assert thinned[1][first].all()
+    other = without_some(histories, parts, 0.25, generator)
+    assert not torch.equal(other[1], thinned[1])
 
 
 def test_late_cuts_are_likelier(histories, generator):
