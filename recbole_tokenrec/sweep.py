@@ -168,7 +168,8 @@ def _put_dead_in_line(study, sweep: Sweep) -> None:
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         with exclusive(_lock_of(sweep, trial.number), wait=False) as dead:
-            if not dead:
+            # Who has just finished was still running when the list was made, and held his lock until he had told so.
+            if not dead or study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:
                 continue
             deaths = trial.user_attrs.get("deaths", 0) + 1
             # What it was asked to try, if it died before it had noted all of its values. In line first, and failed

@@ -156,6 +156,26 @@ def test_trials_of_the_dead_are_put_in_line_again_with_all_their_values(tmp_path
 
 
 @pytest.mark.unit
+def test_who_finishes_while_the_dead_are_looked_for_is_not_one_of_them(tmp_path, monkeypatch):
+    from optuna.trial import TrialState
+
+    import recbole_tokenrec.sweep as module
+
+    sweep = module.Sweep("BPR", "toy", {"a": [1]}, 1, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
+    study = module._study(sweep, "maximize")
+    study.enqueue_trial({"a": 1})
+    trial, worker = study.ask(), module._study(sweep)
+
+    def finished_by_now(path, wait):  # after the list of running trials was made
+        worker.tell(trial.number, 0.5)
+        return exclusive(path, wait)
+
+    monkeypatch.setattr(module, "exclusive", finished_by_now)
+    module._put_dead_in_line(study, sweep)
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE]
+
+
+@pytest.mark.unit
 def test_a_full_disk_is_not_the_fault_of_a_trial_s_values(tmp_path, monkeypatch):
     from optuna.trial import TrialState
 
