@@ -82,7 +82,7 @@ class _Operations(TorchDispatchMode):
 
     def _common(self, name: str, args, tensors) -> torch.device:
         if name in _INDEXED and self.labels.of(args[0]) == DEVICE:
-            return DEVICE
+            tensors = [part for part in (args[0], *args[2:]) if isinstance(part, torch.Tensor)]  # all but the index
         places = {self.labels.of(tensor) for tensor in tensors if tensor.dim()} - {_ANY}
         if len(places) == 2:
             where = [(tuple(tensor.shape), self.labels.of(tensor).type) for tensor in tensors]
