@@ -33,7 +33,7 @@ def test_presets_differ_only_where_they_must():
     full, short = values("tuned"), values("user_id_only")
     assert {key for key in OPTIONS if full[key] != short[key]} == {
         "prompt_history", "prompt_decoder_items", "llm_epochs", "llm_eval_step",  # an epoch is cheaper
-        "llm_distill", "llm_learning_rate",
+        "llm_distill", "llm_learning_rate", "llm_item_dropout",
     }  # fmt: skip
 
 
