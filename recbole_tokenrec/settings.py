@@ -180,6 +180,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "llm_residual": Option(bool, "z adds to the projection what the user tokens decode to."),
     "llm_distill": _float("Share of the softmax targets taken from the collaborative stage's own scores.", 0, 1),
+    "llm_distill_decay": _choice(
+        "constant: llm_distill in every epoch; linear: down to nothing at half of them, since the collaborative stage "
+        "is soon known and then holds back.",
+        "constant",
+        "linear",
+    ),
     "llm_ema": _float("Decay of the averaged weights that are evaluated; 0 evaluates the last step's.", 0, 0.9999),
     "llm_warmup_ratio": _float("Share of the steps in which the learning rate rises linearly.", 0, 1),
     "llm_lr_decay": _choice("Learning rate after the warm-up.", "constant", "cosine", "linear"),

@@ -55,6 +55,7 @@ class TokenRec(GeneralRecommender):
         user_vectors, item_vectors: (n_users, d), (n_items, d); frozen after the collaborative stage.
         retrieval_vectors: (n_items, d), where items are retrieved; beside item_vectors with ``llm_item_offset`` only.
         user_codes, item_codes: (n_users, K), (n_items, K); frozen after the tokenizer stage.
+        distill: ``llm_distill`` of the running epoch.
         evaluation_histories: what prompts list at evaluation; the training histories unless the trainer adds to them.
     """
 
@@ -64,7 +65,7 @@ class TokenRec(GeneralRecommender):
         super().__init__(config, dataset)
         self.settings = settings = read_settings(config)
         self.seed = int(config["seed"])
-        self.stage, self.collaborative_score = LLM, "cosine"
+        self.stage, self.collaborative_score, self.distill = LLM, "cosine", settings.llm_distill
         self.other_parameter_name = ["stage", "collaborative_score"]
         self.histories = self.evaluation_histories = Histories.from_dataset(dataset)
         if self.n_items < 3 or len(self.histories.items) == 0:
@@ -148,7 +149,7 @@ class TokenRec(GeneralRecommender):
             z, visible = self._after_each(*prompt, turn, items), turn.known
             rows, items = turn.ahead(items, settings.llm_horizon)
             weights = weights[rows] / torch.bincount(rows)[rows]
-            queries = self._vectors_after_each(turn) if settings.llm_distill else None
+            queries = self._vectors_after_each(turn) if self.distill else None
         else:
             z = self.encode(*prompt)
             queries = interaction[VECTORS] if VECTORS in interaction else self.user_vectors[users]
@@ -164,7 +165,7 @@ class TokenRec(GeneralRecommender):
             settings.llm_temperature,
             weights=weights,
             masked=visible,
-            teacher=self._teacher(queries, candidates) if settings.llm_distill else None,
+            teacher=self._teacher(queries, candidates) if self.distill else None,
             low_precision=self.low_precision,
             candidates=candidates,
         )
@@ -177,7 +178,7 @@ class TokenRec(GeneralRecommender):
         """
         items = self.item_vectors if candidates is None else self.item_vectors[candidates.items]
         users = F.normalize(queries, dim=-1) / self.settings.cf_temperature
-        return Teacher(users, F.normalize(items, dim=-1), self.settings.llm_distill)
+        return Teacher(users, F.normalize(items, dim=-1), self.distill)
 
     @torch.no_grad()
     def _vectors_after_each(self, turn: InTurn) -> torch.Tensor:

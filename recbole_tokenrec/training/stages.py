@@ -383,6 +383,11 @@ class LLMStage(Stage):
         self.loader.generator.manual_seed(generator.initial_seed())
         return iter(self.loader)
 
+    def before_epoch(self, epoch):
+        settings = self.settings
+        left = 1.0 if settings.llm_distill_decay == "constant" else 1 - 2 * epoch / self.epochs()
+        self.model.distill = settings.llm_distill * max(left, 0.0)
+
     def after_step(self):
         if self.average is not None:
             self.average.update_parameters(self.model.llm)

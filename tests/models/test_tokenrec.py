@@ -299,9 +299,9 @@ def test_epochs_of_the_last_stage_by_their_steps(build, monkeypatch, steps, epoc
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("share", [0.4, 0.0])
-def test_the_teacher_has_the_share_that_is_asked_for(build, monkeypatch, share):
-    _, model, train, *_ = build("TokenRec", **SMALL, **DECODER, llm_distill=share)
+@pytest.mark.parametrize(("decay", "expected"), [("constant", [0.4] * 4), ("linear", [0.4, 0.2, 0.0, 0.0])])
+def test_the_teacher_withdraws_if_asked_to(build, monkeypatch, decay, expected):
+    _, model, train, *_ = build("TokenRec", **SMALL, **DECODER, llm_distill=0.4, llm_distill_decay=decay)
     stage, weights = LLMStage(model, train), []
     original = tokenrec.softmax_cosine_loss
 
@@ -310,10 +310,10 @@ def test_the_teacher_has_the_share_that_is_asked_for(build, monkeypatch, share):
         return original(*arguments, teacher=teacher, **keys)
 
     monkeypatch.setattr(tokenrec, "softmax_cosine_loss", spy)
-    for epoch in range(2):
+    for epoch in range(4):
         stage.before_epoch(epoch)
         model.calculate_loss(next(iter(stage.batches(epoch))))
-    assert weights == [share] * 2
+    assert weights == pytest.approx(expected)
 
 
 @pytest.mark.recipe

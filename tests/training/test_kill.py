@@ -21,7 +21,8 @@ ML_100K = [*SMALL, "--cf_epochs=3", "--cf_train_batch_size=128", "--mq_epochs=2"
 
 
 def kill(folder, number, clock, seed, arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # killing.py forks trainings off, and a fork cannot use a GPU that its parent has asked about.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     script = Path(__file__).with_name("killing.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder), str(number), str(clock), str(seed), *arguments],
