@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import numbers
 from collections.abc import Iterable, Mapping
 
@@ -66,10 +67,11 @@ def read_histories(histories, uid_field: str, iid_field: str, time_field: str) -
 def read_interactions(frame, uid_field: str, iid_field: str, time_field: str) -> tuple[list[str], list[str]]:
     """Users and items of a data frame in time order (that of the rows without a time column).
 
-    Columns may be named as in RecBole's atomic files, ``user_id:token``.
+    Columns may be named as in RecBole's atomic files, ``user_id:token``. Times may be texts of numbers, as
+    ``read_csv(..., dtype=str)`` gives them.
 
     Raises:
-        DataError: no data frame, a column is missing, or a value is no id.
+        DataError: no data frame, a column is missing, a value is no id, or a time is neither number nor date.
     """
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"interactions: {type(frame).__name__} is not allowed; allowed: a pandas data frame")
@@ -80,5 +82,16 @@ def read_interactions(frame, uid_field: str, iid_field: str, time_field: str) ->
     if time_field in frame:
         if frame[time_field].isna().any():
             raise DataError(f"interactions: column '{time_field}' has missing values")
-        frame = frame.sort_values(time_field, kind="stable")
+        frame = frame.sort_values(time_field, kind="stable", key=_as_times)
     return [raw_id(value) for value in frame[uid_field]], [raw_id(value) for value in frame[iid_field]]
+
+
+def _as_times(column: pd.Series) -> pd.Series:
+    """``column`` as what sorts by time: texts would sort as texts do, 121 before 41."""
+    if pd.api.types.is_datetime64_any_dtype(column) or all(isinstance(value, datetime.date) for value in column):
+        return column
+    times = pd.to_numeric(column, errors="coerce")
+    if times.isna().any():
+        wrong = column[times.isna()].iloc[0]
+        raise DataError(f"interactions: column '{column.name}' has {wrong!r}; allowed: numbers, or dates of pandas")
+    return times
