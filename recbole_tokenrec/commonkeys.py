@@ -6,6 +6,8 @@ to RecBole's default.
 
 from __future__ import annotations
 
+import codecs
+import importlib.util
 import re
 
 from recbole.evaluator import base_metric
@@ -59,6 +61,16 @@ def check_common(config) -> None:
     if not config["topk"]:
         raise ConfigError("topk: [] is not allowed; allowed: a list of int in [1, inf)")
     _check_split(config["eval_args"])
+    if config["eval_args"]["order"] not in ("TO", "RO"):
+        raise ConfigError(
+            f"eval_args: order: {config['eval_args']['order']!r} is not allowed; allowed: TO (by time) or RO (random)"
+        )
+    try:
+        codecs.lookup(config["encoding"] or "utf-8")
+    except (LookupError, TypeError) as error:
+        raise ConfigError(f"encoding: {config['encoding']!r} is not allowed; allowed: one of Python's") from error
+    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("log_wandb: True needs the package wandb, which is not installed")
     _check_metrics(config)
     for key in ("user_inter_num_interval", "item_inter_num_interval"):
         if config[key] is not None and not re.fullmatch(r"[\[(]\s*[\w.+-]+\s*,\s*[\w.+-]+\s*[\])]", str(config[key])):
@@ -73,11 +85,11 @@ def check_common(config) -> None:
 def _check_split(eval_args: dict) -> None:
     split = eval_args.get("split")
     kind, value = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
-    shares = isinstance(value, list) and len(value) == 3 and all(isinstance(x, (int, float)) and x >= 0 for x in value)
+    shares = isinstance(value, list) and len(value) == 3 and all(isinstance(x, (int, float)) and x > 0 for x in value)
     if kind == "LS":
         right, allowed = value == "valid_and_test", "LS: valid_and_test (there must be a validation and a test set)"
     elif kind == "RS":
-        right, allowed = shares and sum(value) > 0, "RS: a list of three numbers, e.g. [0.8, 0.1, 0.1]"
+        right, allowed = shares, "RS: a list of three numbers above 0, e.g. [0.8, 0.1, 0.1]"
     else:
         right, allowed = False, "{LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}"
     if not right:

@@ -33,6 +33,7 @@ from recbole_tokenrec.errors import CheckpointError, ConfigError
 
 _ISSUES = "https://github.com/RUCAIBox/RecBole/issues/"
 _ANOMALY_MODE = torch.is_anomaly_enabled()  # before any module of RecBole's is imported
+_MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "null", "NULL", "None", "<NA>", "#N/A"]  # in numbers
 _PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 
 # Modules of RecBole that call torch.load through a global ``torch``. quick_start.py imports torch inside
@@ -201,15 +202,19 @@ def _no_code_in_values() -> bool:
 
 
 def _fill_on_read() -> bool:
-    """Read blanks of ``*_seq`` columns as "", which RecBole's ``fillna(inplace=True)`` no longer does in pandas 3."""
-    if not _PANDAS_3:
-        return False
+    """Read ids such as NA and null as the texts they are, where pandas sees missing values, whose rows RecBole drops.
+
+    With pandas 3 also read blanks of ``*_seq`` columns as "", which RecBole's ``fillna(inplace=True)`` no longer does.
+    """
 
     def read_csv(*args, **kwargs):
+        # Here the columns are still named as in the atomic file, "name:type".
+        missing = {column: [""] if column.endswith(":token") else _MISSING for column in kwargs.get("usecols") or ()}
+        if missing:
+            kwargs.update(na_values=missing, keep_default_na=False)
         frame = pd.read_csv(*args, **kwargs)
-        # At this point the columns are still named as in the atomic file, "name:type".
         sequences = [column for column in frame.columns if str(column).endswith("_seq")]
-        return frame.fillna({column: "" for column in sequences})
+        return frame.fillna({column: "" for column in sequences}) if _PANDAS_3 else frame
 
     importlib.import_module("recbole.data.dataset.dataset").pd = Overlay(pd, read_csv=read_csv)
     return True
@@ -291,6 +296,26 @@ def _use_gpu() -> bool:
     return True
 
 
+def _metrics_of_the_catalogue() -> bool:
+    """Let ItemCoverage, GiniIndex and their like be computed: what they need is no tensor, and RecBole moves all that
+    its evaluation has collected to the processor as if it were."""
+    from recbole.evaluator import Collector
+
+    original = Collector.get_data_struct
+
+    @functools.wraps(original)
+    def get_data_struct(self):
+        data = self.data_struct._data_dict
+        beside = {key: data.pop(key) for key in list(data) if not isinstance(data[key], torch.Tensor)}
+        struct = original(self)
+        data.update(beside)
+        struct._data_dict.update(beside)
+        return struct
+
+    Collector.get_data_struct = get_data_struct
+    return True
+
+
 def _folders() -> bool:
     """Let a folder of RecBole's that another process makes at the same moment be no error: two of torchrun's did."""
     utils = importlib.import_module("recbole.utils.utils")
@@ -327,12 +352,13 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("checkpoints", "torch.load refuses, or blindly runs, RecBole's files", _ISSUES + "2212", _checkpoint_loading),
     ("saved data", "pickles are opened because they lie beside a checkpoint", "", _saved_data),
     ("values that are code", "a checkpoint's configuration is evaluated", "", _no_code_in_values),
-    ("blanks in *_seq columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_on_read),
+    ("ids and blanks as read", "ids NA and null are dropped; pandas 3: fillna(inplace=True) does nothing", "", _fill_on_read),
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
     ("hyperopt", "exhaustive search asks hyperopt for what 0.2.6 removed", _ISSUES + "1868", _hyperopt),
     ("use_gpu", "use_gpu: False is ignored where there is a GPU", "", _use_gpu),
     ("folders", "of two processes that make one at the same time, one dies", "", _folders),
+    ("metrics of the catalogue", "ItemCoverage, GiniIndex … die of data that are no tensor", "", _metrics_of_the_catalogue),
     ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
 )
 _records: list[Patch] = []

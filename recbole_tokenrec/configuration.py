@@ -63,10 +63,15 @@ def make_config(
         raise ConfigError(f"dataset: {dataset!r} is not allowed; allowed: a name, without a path (see data_path)")
     overrides = dict(overrides or {})
     known = known_keys(model) if known is None else known
-    for file in config_files:
-        reject_unknown(_read_yaml(file), known)
-    reject_unknown(overrides, known)
-    keys = {**_table_defaults(model, dataset), **merged(config_files), **overrides}
+    for chosen in (*map(_read_yaml, config_files), overrides):
+        for key in set(chosen) - known if model == "TokenRec" else ():
+            if stages := _of_stages(key):
+                raise ConfigError(f"{key}: TokenRec trains in stages, each with a key of its own: {', '.join(stages)}")
+        reject_unknown(chosen, known)
+    defaults = _table_defaults(model, dataset)
+    keys = {**defaults, **merged(config_files), **overrides}
+    if isinstance(keys.get("eval_args"), dict):  # in part: the rest stays as it is
+        keys["eval_args"] = {**defaults.get("eval_args", {}), **keys["eval_args"]}
     if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
         raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
     with quiet_argv():
@@ -138,7 +143,14 @@ def known_keys(model: str) -> set[str]:
     for file in files:
         if file.is_file():
             keys |= set(_read_yaml(file))
+    if model == "TokenRec":  # reads none of these; somebody who says epochs: 1 shall not wait for hours
+        keys -= {"learner", *filter(_of_stages, training_arguments)}
     return keys - {"grid"}
+
+
+def _of_stages(key: str) -> list[str]:
+    """TokenRec's own keys for one of RecBole's: cf_epochs, mq_epochs, llm_epochs for epochs."""
+    return [name for name in (f"cf_{key}", f"mq_{key}", f"llm_{key}") if name in OPTIONS]
 
 
 def grid_of(model: str) -> dict[str, list]:

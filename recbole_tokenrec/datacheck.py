@@ -7,6 +7,7 @@ that a single process does not have.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
 import shutil
 from pathlib import Path
@@ -91,12 +92,8 @@ def load_data(config):
     if not folder.exists() and not config["benchmark_filename"]:
         _try_download(config)
     check_times(config, check_files(config))
-    try:
+    with _in_words(name, "RecBole cannot read it: "):
         dataset = create_dataset(config)
-    except TokenRecError:
-        raise
-    except ValueError as error:
-        raise DataError(f"dataset '{name}': RecBole cannot read it: {error}") from error
     counts = dataset.inter_feat[dataset.uid_field].value_counts()
     if len(counts) < 2 or dataset.item_num < 4:
         raise DataError(
@@ -108,18 +105,29 @@ def load_data(config):
             f"dataset '{name}': no user has 3 interactions, and leave-one-out takes one for validation and one for "
             "test; loosen the filters or set eval_args: {split: {RS: [0.8, 0.1, 0.1]}}"
         )
-    try:
+    with _in_words(name):  # a ValueError of RecBole's sampler: somebody took every item
         loaders = data_preparation(config, dataset)
-    except TokenRecError:
-        raise
-    except ValueError as error:  # RecBole's sampler: somebody took every item
-        raise DataError(f"dataset '{name}': {error}") from error
     if max(config["topk"]) >= dataset.item_num:
         raise ConfigError(
             f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
             f"dataset '{name}'"
         )
     return dataset, loaders
+
+
+@contextlib.contextmanager
+def _in_words(name: str, before: str = ""):
+    """Turn what RecBole raises over data and settings (load_col, alias_of_…, transform) into a ``DataError``."""
+    try:
+        yield
+    except TokenRecError:
+        raise
+    except ValueError as error:
+        raise DataError(f"dataset '{name}': {before}{error}") from error
+    except (TypeError, AttributeError, NotImplementedError, LookupError) as error:
+        raise DataError(
+            f"dataset '{name}': RecBole cannot read it with these settings ({type(error).__name__}: {error})"
+        ) from error
 
 
 def check_times(config, path) -> None:

@@ -31,6 +31,7 @@ from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
+from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.settings import read_settings
@@ -108,9 +109,9 @@ def need_folder(key: str, folder) -> None:
 
 
 def identity_of(config) -> str:
-    """Hash of a training's settings and of the versions, of all that its numbers depend on beside the data."""
+    """Hash of a training's settings, a local backbone's files and the versions: all that decides beside the data."""
     what = {key: value for key, value in plain(config.final_config_dict).items() if key not in NO_MATTER}
-    text = json.dumps([what, versions()], sort_keys=True)
+    text = json.dumps([what, versions(), *weights_digest(config["llm_backbone"])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -172,7 +172,10 @@ def _with_our_defaults(original):
         original(self, model, model_class, dataset)
         if model in MODELS:
             add = _common if getattr(self, "complete", False) else _defaults
-            self.internal_config_dict.update(add(model, dataset, self.external_config_dict, self.yaml_loader))
+            chosen = self.external_config_dict
+            self.internal_config_dict.update(add(model, dataset, chosen, self.yaml_loader))
+            if isinstance(chosen.get("eval_args"), dict):  # RecBole would fill in a random split for what it leaves out
+                chosen["eval_args"] = {**self.internal_config_dict["eval_args"], **chosen["eval_args"]}
 
     return load
 

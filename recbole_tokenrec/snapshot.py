@@ -57,7 +57,13 @@ class DataSnapshot:
             [str(token) for token in dataset.field2id_token[dataset.uid_field]],
             items,
             Histories.from_dataset(dataset) if histories is None else histories,
-            read_titles(Path(dataset.dataset_path) / f"{dataset.dataset_name}.item", items),
+            read_titles(
+                Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
+                items,
+                dataset.iid_field,
+                dataset.config["field_separator"] or "\t",
+                dataset.config["encoding"] or "utf-8",
+            ),
             (dataset.uid_field, dataset.iid_field),
         )
 
@@ -167,20 +173,26 @@ class DataSnapshot:
         return matrix.asformat(form)
 
 
-def read_titles(path: Path, items: list[str]) -> list[str] | None:
-    """Titles by item number out of RecBole's ``.item`` file: its first column with "title" or "name" in its name.
+def read_titles(
+    path: Path, items: list[str], iid_field: str = "item_id", separator: str = "\t", encoding: str = "utf-8"
+) -> list[str] | None:
+    """Titles by item number out of RecBole's ``.item`` file: its first column with "title", or else "name", in its name.
 
-    None if there is no such file or column.
+    None if there is no such file or column, or none of the item ids.
     """
     if not path.is_file():
         return None
-    header = path.open(encoding="utf-8", errors="replace").readline().rstrip("\r\n").split("\t")
-    column = next((name for name in header[1:] if "title" in name.lower() or "name" in name.lower()), None)
-    if column is None:
+    with path.open(encoding=encoding, errors="replace") as file:
+        header = file.readline().rstrip("\r\n").split(separator)
+    fields = {column: column.partition(":")[0] for column in header}
+    ids = [column for column, field in fields.items() if field == iid_field]
+    found = [column for word in ("title", "name") for column, field in fields.items() if word in field.lower()]
+    found = [column for column in found if column not in ids]
+    if not ids or not found:
         return None
     options = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding_errors": "replace"}
-    table = pd.read_csv(path, sep="\t", usecols=[header[0], column], **options)
-    known = dict(zip(table[header[0]], table[column]))
+    table = pd.read_csv(path, sep=separator, encoding=encoding, usecols=[ids[0], found[0]], **options)
+    known = dict(zip(table[ids[0]], table[found[0]]))
     return ["", *(known.get(token, "").replace("\n", " ") for token in items[1:])]
 
 

@@ -49,7 +49,10 @@ CONFIGURATION = [
     ("BPR", ["--eval_args={split: {LS: nonsense}}"], "eval_args: split: {'LS': 'nonsense'} is not allowed; allowed: "
      "LS: valid_and_test (there must be a validation and a test set)"),
     ("BPR", ["--eval_args={split: {RS: [1, 2]}}"], "eval_args: split: {'RS': [1, 2]} is not allowed; allowed: RS: a "
-     "list of three numbers, e.g. [0.8, 0.1, 0.1]"),
+     "list of three numbers above 0, e.g. [0.8, 0.1, 0.1]"),
+    ("BPR", ["--eval_args={split: {RS: [0.9, 0.1, 0.0]}}"], "eval_args: split: {'RS': [0.9, 0.1, 0.0]} is not allowed"),
+    ("BPR", ["--eval_args={order: XX}"], "eval_args: order: 'XX' is not allowed; allowed: TO (by time) or RO (random)"),
+    ("BPR", ["--encoding=foo"], "encoding: 'foo' is not allowed; allowed: one of Python's"),
     ("BPR", ["--eval_args={mode: odd}"], "model 'BPR': the mode [odd] in eval_args is not supported."),
     ("BPR", ["--user_inter_num_interval=x"], "user_inter_num_interval: 'x' is not allowed; allowed: an interval like "
      '"[5,inf)" or empty'),
@@ -75,6 +78,9 @@ CONFIGURATION = [
     ("BPR", ["--result_file", "mini"], "result_file: mini is a folder; allowed: a file's name"),
     ("BPR", ["--output_dir", "/proc/x"], "checkpoint_dir: the folder /proc/x cannot be made"),
     # TokenRec's own keys
+    ("TokenRec", ["--epochs=1"], "epochs: TokenRec trains in stages, each with a key of its own: cf_epochs, mq_epochs, "
+     "llm_epochs"),
+    ("TokenRec", ["--learner=sgd"], "unknown configuration key 'learner'"),
     ("TokenRec", ["--mq_codebook_size=1"], "mq_codebook_size: 1 is not allowed; allowed: int in [2, inf)"),
     ("TokenRec", ["--mq_masking_ratio=2"], "mq_masking_ratio: 2.0 is not allowed; allowed: float in [0, 1]"),
     ("TokenRec", ["--mq_skip=3"], "mq_skip: 3 is not allowed; allowed: true or false"),
@@ -196,6 +202,13 @@ def test_data(content, text, command, tmp_path):
     assert printed.startswith("error: dataset 'mini': ") or "WARNING" in printed.splitlines()[0]
 
 
+@pytest.mark.parametrize("argument", ["--load_col={inter: foo}", "--alias_of_item_id=foo", "--transform=foo"])
+def test_settings_of_which_recbole_dies(argument, command):
+    code, kind, printed = command("BPR", [argument])
+    assert (code, kind) == (2, errors.DataError)
+    assert printed.startswith("error: dataset 'mini': RecBole cannot read it with these settings (")
+
+
 def test_too_many_topk_and_missing_data(command, tmp_path):
     code, kind, printed = command("BPR", ["--topk=[3, 10]"])
     assert (code, kind) == (2, errors.ConfigError)
@@ -220,6 +233,7 @@ HARMLESS = {
     "ids with spaces": (HEADER + ROWS.replace("u1", " u 1 ").replace("i2", "i 2"), 4, 9, 24),
     "unicode and separators of other files": (HEADER + ROWS.replace("u1", "ü☃,;|").replace("i2", "日:本"), 4, 9, 24),
     "huge ids": (HEADER + ROWS.replace("u1", "9" * 300).replace("i2", "1" * 5000), 4, 9, 24),
+    "ids that pandas takes for missing": (HEADER + ROWS.replace("u1", "NA").replace("i2", "null"), 4, 9, 24),
     "numbers as ids": (HEADER + ROWS.replace("u1", "0").replace("i2", "-1"), 4, 9, 24),
     "CRLF": ((HEADER + ROWS).replace("\n", "\r\n"), 4, 9, 24),
     "no newline at the end": (HEADER + ROWS.rstrip(), 4, 9, 24),

@@ -76,5 +76,9 @@ def test_titles(tmp_path):
     header = "item_id:token\tyear:float\tmovie_title:token_seq\n"
     file.write_text(header + '2\t1995\tNA\n1\t\t"Quoted, and\' more\n', "utf-8")
     assert read_titles(file, ["[PAD]", "1", "3", "2"]) == ["", "\"Quoted, and' more", "", "NA"]
+    shop = "title:token_seq,class_name:token,article:token\nÉté,a,1\nHiver,b,2\n"
+    file.write_text(shop, "latin-1")
+    assert read_titles(file, ["[PAD]", "2", "1"], "article", ",", "latin-1") == ["", "Hiver", "Été"]
+    assert read_titles(file, ["[PAD]", "2", "1"], "item_id", ",", "latin-1") is None
     file.write_text("item_id:token\tyear:float\n1\t1995\n")
     assert read_titles(file, ["[PAD]", "1"]) is None

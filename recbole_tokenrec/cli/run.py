@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from recbole_tokenrec.configuration import parse_value
+from recbole_tokenrec.configuration import merged, parse_value
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.pipeline import run_models
 from recbole_tokenrec.training.distributed import active, is_first, process_group
@@ -61,9 +61,8 @@ def run(arguments, rest: list[str]) -> int:
     preset = overrides.pop("preset", None)
     if arguments.resume:
         overrides["resume"] = True
-    path = arguments.result_file or Path(arguments.output_dir) / (
-        f"{arguments.dataset}-{'-'.join(models)}-{overrides.get('seed', 2020)}.json"
-    )
+    seed = {"seed": 2020, **merged(arguments.config_files), **overrides}["seed"]
+    path = arguments.result_file or Path(arguments.output_dir) / f"{arguments.dataset}-{'-'.join(models)}-{seed}.json"
     with process_group(overrides.get("distributed_timeout", 600), overrides.get("use_gpu", True)):
         if not is_first():
             overrides.update(state="ERROR", show_progress=False)

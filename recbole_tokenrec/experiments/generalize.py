@@ -23,7 +23,7 @@ from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, record_path
 from recbole_tokenrec.experiments.statistics import compare, mean_sd
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.pipeline import describe_data, start_logging, versions, write_json
-from recbole_tokenrec.ranks import metrics_of, with_ranks
+from recbole_tokenrec.ranks import metrics_of, users_of, with_ranks
 from recbole_tokenrec.registry import available_presets
 
 TITLE = "Table 4: seen and unseen users"
@@ -80,14 +80,16 @@ def _train_without(config, group: str, share: float) -> dict:
     trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
     trainer.fit(train_data, valid_data, verbose=False, saved=False, show_progress=config["show_progress"])
     fold_in(model, everything, users)
-    ranks = {}
+    ranks, evaluated = {}, {}
     for split, data in (("valid", valid_data), ("test", test_data)):
         _, ranks[split] = with_ranks(trainer, data, lambda d: trainer.evaluate(d, load_best_model=False))
+        evaluated[split] = np.sort(users_of(data)).tolist()
     return {
         "data": entry,
         "seed": int(config["seed"]),
         "users": users.tolist(),
         "ranks": ranks,
+        "evaluated": evaluated,
         "items_of_user": everything.counts()[users].float().mean().item(),
         "versions": versions(),
     }
@@ -111,20 +113,15 @@ def fold_in(model, histories: Histories, users: torch.Tensor) -> None:
 def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -> Report:
     per_seed = []
     for known, record in zip(trained, records):
-        everyone = np.arange(len(record["ranks"]["test"]))
-        places = np.asarray(record["users"]) - 1
-        others = np.setdiff1d(everyone, places)
-        known_ranks = known["rows"][0]["ranks"]
-        per_seed.append(
-            {
-                split: {
-                    "seen users": metrics_of(record["ranks"][split], others),
-                    "unseen users": metrics_of(record["ranks"][split], places),
-                    "the same users, trained on": metrics_of(known_ranks[split], places),
-                }
-                for split in ("valid", "test")
+        known_ranks, figures = known["rows"][0]["ranks"], {}
+        for split in ("valid", "test"):
+            unseen = _unseen(record, split)
+            figures[split] = {
+                "seen users": metrics_of(record["ranks"][split], np.flatnonzero(~unseen)),
+                "unseen users": metrics_of(record["ranks"][split], np.flatnonzero(unseen)),
+                "the same users, trained on": metrics_of(known_ranks[split], np.flatnonzero(unseen)),
             }
-        )
+        per_seed.append(figures)
     labels = list(per_seed[0]["test"])
     figures = {
         label: {
@@ -197,13 +194,19 @@ def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -
     )
 
 
+def _unseen(record: dict, split: str) -> np.ndarray:
+    """(n,) bool: which of the ranks of a split are the group's. Users with two interactions have no validation item."""
+    everybody = np.arange(1, len(record["ranks"][split]) + 1)  # records of before had everybody in both splits
+    return np.isin(record.get("evaluated", {}).get(split, everybody), record["users"])
+
+
 def _paired(trained: list[dict], records: list[dict]) -> dict:
     """The unseen users against themselves in the model that was trained on them; see :func:`compare`."""
 
     def ranks(of_seed) -> dict:
         return {
             "ranks": {
-                split: [np.concatenate([of_seed(*pair, split)[np.asarray(pair[1]["users"]) - 1] for pair in pairs])]
+                split: [np.concatenate([of_seed(*pair, split)[_unseen(pair[1], split)] for pair in pairs])]
                 for split in ("valid", "test")
             }
         }

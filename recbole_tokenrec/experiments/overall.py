@@ -7,7 +7,6 @@ the one that is best there; if that is LightGCN-softmax, TokenRec's own first st
 
 from __future__ import annotations
 
-from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
@@ -66,8 +65,7 @@ def run(bench: Bench, arguments) -> Report:
 
 def uses_order(bench: Bench) -> bool:
     """Whether the default preset of this data set lets TokenRec see the order of items."""
-    config = make_config("TokenRec", bench.dataset, bench.config_files, bench.overrides)
-    settings = read_settings(config)
+    settings = read_settings(bench.config(Run("TokenRec", "TokenRec"), bench.seeds[0]))
     return settings.prompt_order == "sequential" or "next" in settings.cf_targets or settings.cf_recency > 0
 
 

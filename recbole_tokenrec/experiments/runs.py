@@ -16,8 +16,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
+from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
-from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.ranks import need_ranks, with_ranks
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
 
@@ -64,6 +65,7 @@ class Bench(NamedTuple):
         if run.preset:
             keys["preset"] = run.preset
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
+        need_ranks(config)
         if run.model == "TokenRec":
             read_settings(config)
         return config
@@ -137,7 +139,7 @@ def _identity(run: Run, config) -> str:
     settings = {k: v for k, v in plain(config.final_config_dict).items() if k not in NO_MATTER}
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
-    what = [settings, run.unseen_prompt, run.stage_rows, versions()]
+    what = [settings, run.unseen_prompt, run.stage_rows, versions(), *weights_digest(config["llm_backbone"])]
     digest.update(json.dumps(what, sort_keys=True).encode())
     return digest.hexdigest()[:12]
 

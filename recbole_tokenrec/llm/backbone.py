@@ -14,6 +14,7 @@ imported here only, and only when a backbone is built.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -78,6 +79,19 @@ def load_backbone(
             f"llm_backbone: '{name}' is neither an existing folder nor a from-scratch preset. {_what_to_set()}"
         )
     return _from_pretrained(name, "hub", with_head, dropout)
+
+
+def weights_digest(name: str | None) -> list[str]:
+    """[hash of all files] of a backbone that is a folder, whose content may change under its name; else []."""
+    if not name or not Path(name).is_dir():
+        return []
+    digest = hashlib.sha256()
+    for path in sorted(file for file in Path(name).iterdir() if file.is_file()):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return [digest.hexdigest()[:16]]
 
 
 def from_config(

@@ -43,6 +43,7 @@ from recbole_tokenrec.training.losses import Teacher, fast_bf16, pairwise_cosine
 from recbole_tokenrec.training.parts import InTurn, in_turn
 from recbole_tokenrec.training.sampling import draw_candidates
 
+_BYTES_PER_NUMBER = 20  # a pair's query, the same of length 1, its item and their product, four bytes each, and room
 COLLABORATIVE, USER_TOKENIZER, ITEM_TOKENIZER, LLM = "cf", "user_tokenizer", "item_tokenizer", "llm"
 
 
@@ -329,9 +330,16 @@ class TokenRec(GeneralRecommender):
         return self.tokenizer_inputs(vectors)
 
     def predict(self, interaction) -> torch.Tensor:
-        """Scores (B,) of the pairs in ``interaction``; cosine in [-1, 1] once the model is trained (Eq. 19)."""
-        queries, items = self._query_and_items(interaction[self.USER_ID])
-        return (queries * items[interaction[self.ITEM_ID]]).sum(dim=-1)
+        """Scores (B,) of the pairs in ``interaction``; cosine in [-1, 1] once the model is trained (Eq. 19).
+
+        A sampled evaluation asks for millions at once: ``memory_budget_gb`` cuts them into blocks.
+        """
+        rows = max(1, int(self.settings.memory_budget_gb * 2**30 / (_BYTES_PER_NUMBER * self.item_vectors.shape[1])))
+        scores = []
+        for users, wanted in zip(interaction[self.USER_ID].split(rows), interaction[self.ITEM_ID].split(rows)):
+            queries, items = self._query_and_items(users)
+            scores.append((queries * items[wanted]).sum(dim=-1))
+        return torch.cat(scores)
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
         """Scores of B users over all items, flat: (B * n_items,)."""

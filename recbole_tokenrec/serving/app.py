@@ -10,7 +10,7 @@ import os
 import socket
 import warnings
 from pathlib import Path
-from typing import Optional, Union
+from typing import Annotated, Optional, Union
 
 import anyio.to_thread
 import torch
@@ -29,7 +29,9 @@ MOST_ITEMS, MOST_USERS, LONGEST_HISTORY, LONGEST_ID = 1000, 256, 2000, 512
 MOST_BYTES = 16 * 2**20  # of a request's body: as many users with histories as are allowed fit in
 
 # Optional and Union: pydantic reads annotations at run time, and Python 3.9 knows no "|" there.
-Id = Union[StrictStr, StrictInt]
+
+Text = Annotated[StrictStr, Field(max_length=LONGEST_ID)]  # its length taken, half of a surrogate pair is refused, too
+Id = Union[Text, StrictInt]
 
 
 class RecommendRequest(BaseModel):
@@ -38,7 +40,7 @@ class RecommendRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     users: Optional[list[Id]] = Field(None, min_length=1, max_length=MOST_USERS)
-    histories: Optional[dict[str, list[Id]]] = Field(None, min_length=1, max_length=MOST_USERS)
+    histories: Optional[dict[Text, list[Id]]] = Field(None, min_length=1, max_length=MOST_USERS)
     k: StrictInt = Field(10, ge=1, le=MOST_ITEMS)
     exclude_seen: StrictBool = True
     candidates: Optional[list[Id]] = Field(None, min_length=1)

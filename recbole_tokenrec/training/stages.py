@@ -20,6 +20,7 @@ from recbole.data.dataloader import TrainDataLoader
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, members_of, weightings
+from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
@@ -101,6 +102,10 @@ class Stage:
 
     def after_validation(self) -> None:
         """Called before training goes on."""
+
+    def unjudged(self) -> dict:
+        """The part's state to keep where nothing was validated: a copy."""
+        return copy.deepcopy(self.part.state_dict())
 
     def state_beside_part(self) -> dict:
         """Tensors and plain data that training changes and ``part`` does not hold; a resumed stage gets them back."""
@@ -210,6 +215,11 @@ class WeightsStage(Stage):
 
     def before_epoch(self, epoch):
         self.part.set(self.choices[epoch])
+
+    def unjudged(self):
+        number = len(members_of(self.model.collaborative))
+        self.part.set([1 / number] * number)
+        return super().unjudged()
 
     def before_validation(self):
         self.model.refresh_representations()
@@ -408,8 +418,17 @@ class LLMStage(Stage):
         if self.average is not None:
             self.model.llm = self.in_training
 
+    def unjudged(self):
+        return super().unjudged() if self.average is None else copy.deepcopy(self.average.module.state_dict())
+
     def determinants(self):
-        return dict(vars(self.settings))
+        return everything(self.settings)
+
+
+def everything(settings) -> dict:
+    """All that the last stage, and so the training, depends on."""
+    digest = weights_digest(settings.llm_backbone)
+    return {**vars(settings), **({"llm_weights": digest} if digest else {})}
 
 
 def stages_of(model, train_data) -> list[Callable[[], Stage]]:

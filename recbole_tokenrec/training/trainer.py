@@ -32,7 +32,7 @@ from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.progress import Progress, StageState, not_finite, resume_options
-from recbole_tokenrec.training.stages import Stage, stages_of
+from recbole_tokenrec.training.stages import Stage, everything, stages_of
 
 # RecBole's evaluation holds for each score itself (4 bytes), a mask of positives (8) and what top-k needs beside them.
 _BYTES_PER_SCORE = 16
@@ -76,7 +76,7 @@ class TokenRecTrainer(Trainer):
             cache,
             resume and distributed.is_first(),
             every if distributed.is_first() else None,
-            vars(self.model.settings),
+            everything(self.model.settings),
         )
         self.saved_model_file = distributed.shared(self.saved_model_file)
         if not (saved and self._ended_before()):
@@ -200,10 +200,9 @@ class TokenRecTrainer(Trainer):
         return score, stop
 
     def _stage_report(self, state: StageState, earlier: float) -> dict:
-        """Load the best state; what the result file says of the stage."""
+        """Load the best state, or the one to keep unseen; what the result file says of the stage."""
         stage = state.stage
-        if state.best_part is not None:
-            stage.part.load_state_dict(state.best_part)
+        stage.part.load_state_dict(stage.unjudged() if state.best_part is None else state.best_part)
         report = {"epochs": state.epoch, "loss": state.loss, "earlier_seconds": earlier}
         report.update(best_epoch=state.best_epoch if state.best_part is not None else state.epoch - 1)
         if stage.validates:
@@ -419,6 +418,7 @@ class TokenRecTrainer(Trainer):
             "seed": self.model.seed,
             "evaluation": [config[key] for key in ("eval_args", "valid_metric", "train_neg_sample_args")],
             "versions": [torch.__version__, recbole_tokenrec.__version__],
+            **({"precision": "bf16"} if self.model.low_precision else {}),  # as resolved: auto differs by machine
         }
         return StageCache(f"{self.checkpoint_dir}/stage_cache" if settings.stage_cache else None, context)
 

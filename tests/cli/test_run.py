@@ -19,6 +19,16 @@ METRICS = [f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)]
 
 
 @pytest.mark.recipe
+def test_result_file_is_named_by_the_seed_that_counts(toy_data, tmp_path, capsys):
+    (tmp_path / "seven.yaml").write_text("seed: 7\n")
+    where = ["--data_path", str(toy_data), "--output_dir", str(tmp_path / "out"), "--show_progress=false"]
+    for more, seed in (([], 7), (["--seed", "8"], 8)):
+        assert main(["run", "--model", "Pop", "--dataset", "toy", "--config_files", "seven.yaml", *where, *more]) == 0
+        assert json.loads((tmp_path / "out" / f"toy-Pop-{seed}.json").read_text())["seed"] == seed
+    capsys.readouterr()
+
+
+@pytest.mark.recipe
 def test_table_and_result_file(toy_data, tmp_path, capsys):
     file = tmp_path / "r.json"
     code = main(

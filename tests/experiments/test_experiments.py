@@ -161,6 +161,26 @@ def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(exper
 
 
 @pytest.mark.recipe
+def test_ranks_belong_to_their_users_though_some_have_no_validation_item(toy_data, tmp_path, monkeypatch):
+    """Users of one and of two interactions come first: the ranks of the others then lie elsewhere than they number."""
+    few = "".join(f"s{user}\tg0i{user}\t1\n" + f"s{user}\tg0i{user + 1}\t2\n" * (user % 2) for user in range(8))
+    header, rows = (toy_data / "toy" / "toy.inter").read_text().split("\n", 1)
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "few.inter").write_text(f"{header}\n{few}{rows}")
+    where = ["--dataset", "few", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main(["experiment", "generalize", *where, "--share", "0.2", "--group", "random", *FAST]) == 0
+    folder = tmp_path / "out" / "experiments" / "generalize" / "few"
+    (record,) = (json.loads(file.read_text()) for file in (folder / "runs").glob("unseen*.json"))
+    assert len(record["ranks"]["valid"]) == 48 and len(record["ranks"]["test"]) == 52
+    result = json.loads((folder / "tuned-random" / "result.json").read_text())
+    for split in ("valid", "test"):
+        unseen = np.isin(record["evaluated"][split], record["users"])
+        assert unseen.sum() == len(record["users"]) == 10
+        mean = ndcg_per_user([np.array(record["ranks"][split])[unseen]]).mean()
+        assert result["figures"]["unseen users"][split]["ndcg@20"]["mean"] == pytest.approx(mean)
+
+
+@pytest.mark.recipe
 def test_efficiency_times_the_same_users_with_every_model(experiment):
     code, result, _ = experiment(
         "efficiency", "--backbone", "t5-scratch-mini", "--users", "4", "--rounds", "1", "--k", "5", *FAST
@@ -213,6 +233,9 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["ablation", "--preset", "tunned"], "preset: 'tunned' is not known"),
         (["generalize", "--share", "1.5"], "--share: 1.5 is not allowed"),
         (["efficiency", "--users", "0"], "--users: 0 is not allowed"),
+        (["overall", "--eval_args={split: {RS: [0.8, 0.1, 0.1]}}"], "eval_args: {'split': {'RS': [0.8, 0.1, 0.1]}, "),
+        (["overall", "--eval_args={mode: uni100}"], "experiments compare users by the rank of the one item held out"),
+        (["overall", "--metrics=[GAUC]", "--valid_metric=GAUC"], "metrics: ['GAUC'] is not allowed"),
         (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
         (["masking", "--mq_masking_ratio=2"], "mq_masking_ratio: 2"),

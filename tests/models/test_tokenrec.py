@@ -117,6 +117,37 @@ def test_cache_entries_are_for_their_options_only_and_damage_is_noticed(fit, tmp
 
 
 @pytest.mark.recipe
+def test_stages_of_another_precision_are_not_taken_over(fit):
+    for precision, cached in (("bf16", False), ("fp32", False), ("fp32", True), ("bf16", True)):
+        trainer, *_ = fit(stage_cache=True, precision=precision, cf_epochs=2, llm_epochs=1)
+        assert {report["cached"] for name, report in trainer.reports.items() if name != "llm"} == {cached}
+
+
+@pytest.mark.recipe
+def test_without_validation_the_averaged_weights_and_equal_shares_are_kept(build, tmp_path):
+    keys = {**SMALL, "checkpoint_dir": str(tmp_path), "llm_ema": 0.9, "cf_epochs": 2}
+    config, model, train, _, test = build("TokenRec", **keys)
+    trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
+    seen = {}
+    before = LLMStage.unjudged
+
+    def spy(stage):
+        seen.update(last=copy.deepcopy(stage.part.state_dict()), kept=before(stage))
+        return seen["kept"]
+
+    LLMStage.unjudged = spy
+    try:
+        trainer.fit(train, None, verbose=False)
+    finally:
+        LLMStage.unjudged = before
+    assert model.collaborative.mix.weights.tolist() == [0.5, 0.5]
+    for name, value in model.llm.state_dict().items():
+        assert torch.equal(value, seen["kept"][name]), name
+    assert any(not torch.equal(value, seen["last"][name]) for name, value in seen["kept"].items())
+    assert trainer.evaluate(test)["hit@5"] > 0
+
+
+@pytest.mark.recipe
 def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
     """Every interaction that any stage trains on is a training interaction."""
     import recbole_tokenrec.models.tokenrec as module
@@ -186,10 +217,21 @@ def test_evaluation_obeys_the_memory_budget_and_gives_the_same_metrics(fit, monk
 
 
 @pytest.mark.recipe
-def test_sampled_evaluation_works_too(fit):
+def test_sampled_evaluation_works_too(fit, monkeypatch):
     mode = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"}
     trainer, _, _, test = fit(eval_args=mode, llm_epochs=1)
     assert trainer.evaluate(test)["hit@5"] > 0.5
+    model, sizes = trainer.model, []
+    numbers = torch.arange(1, model.n_users).repeat_interleave(21)
+    asked = Interaction({"user_id": numbers, "item_id": numbers % (model.n_items - 1) + 1})
+    expected = model.predict(asked)
+    original = type(model)._query_and_items
+    monkeypatch.setattr(
+        type(model), "_query_and_items", lambda self, users: (sizes.append(len(users)), original(self, users))[1]
+    )
+    model.settings.memory_budget_gb = 100 * 20 * model.item_vectors.shape[1] / 2**30
+    torch.testing.assert_close(model.predict(asked), expected)
+    assert max(sizes) == 100 and sum(sizes) == len(numbers)
 
 
 @pytest.mark.recipe

@@ -134,6 +134,18 @@ def test_a_finished_run_is_not_trained_again_and_rows_are_kept(toy_data, tmp_pat
     assert calls > 0 and changed["identity"] != expected["identity"]
 
 
+def test_other_weights_under_the_same_name_are_another_training(toy_data, tmp_path, tiny_t5):
+    from safetensors.torch import load_file, save_file
+
+    file, keys = tmp_path / "r.json", {"llm_backbone": str(tiny_t5)}
+    expected, all_calls = run(toy_data, "TokenRec", file, **keys)
+    weights = load_file(tiny_t5 / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, tiny_t5 / "model.safetensors", {"format": "pt"})
+    changed, calls = run(toy_data, "TokenRec", file, resume=True, **keys)
+    assert changed["identity"] != expected["identity"] and changed["checkpoint"] != expected["checkpoint"]
+    assert 0 < calls < all_calls  # the stages before the language model are those of before
+
+
 def test_rows_of_other_data_are_not_kept(toy_data, tmp_path):
     file = tmp_path / "r.json"
     run(toy_data, "BPR", file)
