@@ -1,7 +1,7 @@
 """Tables 2 and 3: every model on one data set, one split, one evaluator, the paper's numbers beside ours.
 
 All rows score from the training part alone and mask the user's history. Models are selected on validation NDCG@20.
-The comparison at the end pools validation and test users: one held-out item a user is little. The best baseline is
+The comparison at the end takes validation and test together: one held-out item a user is little. The best baseline is
 the one that is best there; if that is LightGCN-softmax, TokenRec's own first stage, the best of the others stands too.
 """
 

@@ -37,13 +37,17 @@ def ndcg_per_user(ranks, k: int = 20) -> np.ndarray:
 
 
 def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20) -> dict:
-    """Paired t-test over users of NDCG@k, seeds averaged, the splits' users pooled.
+    """Paired t-test over users of NDCG@k, each user's mean over the seeds and the splits.
+
+    A user's validation and test figures are no two independent ones. Where the splits have different users (somebody
+    with two interactions has no validation item), they are all the same taken as such.
 
     Returns:
         ``ratio`` of the means, ``difference``, its 95 % interval ``low``, ``high``, and ``p`` (two-sided).
     """
-    ours = np.concatenate([ndcg_per_user(entry["ranks"][split], k) for split in splits])
-    theirs = np.concatenate([ndcg_per_user(other["ranks"][split], k) for split in splits])
+    ours, theirs = ([ndcg_per_user(one["ranks"][split], k) for split in splits] for one in (entry, other))
+    together = np.mean if len({len(part) for part in ours}) == 1 else np.concatenate
+    ours, theirs = together(ours, axis=0), together(theirs, axis=0)
     test = stats.ttest_rel(ours, theirs)
     interval = test.confidence_interval()
     return {

@@ -20,12 +20,15 @@ def test_mean_and_sample_deviation():
     assert np.isnan(mean_sd([1.0])[1])
 
 
-def test_comparison_is_scipys_paired_test_over_users_of_both_splits():
+@pytest.mark.parametrize(("valid", "independent"), [(50, 50), (40, 90)], ids=["both splits", "some in one only"])
+def test_comparison_is_scipys_paired_test_over_users(valid, independent):
     rng = np.random.default_rng(0)
-    ours, theirs = ({"ranks": {s: rng.integers(0, 31, (2, 50)).tolist() for s in ("valid", "test")}} for _ in "ab")
+    sizes = {"valid": valid, "test": 50}
+    ours, theirs = ({"ranks": {s: rng.integers(0, 31, (2, n)).tolist() for s, n in sizes.items()}} for _ in "ab")
     found = compare(ours, theirs)
-    a, b = (np.concatenate([ndcg_per_user(e["ranks"][s]) for s in ("valid", "test")]) for e in (ours, theirs))
-    assert len(a) == 100
+    a, b = ([ndcg_per_user(e["ranks"][s]) for s in sizes] for e in (ours, theirs))
+    a, b = ((np.mean(x, axis=0) if valid == 50 else np.concatenate(x)) for x in (a, b))
+    assert len(a) == independent
     expected = stats.ttest_rel(a, b)
     assert found["p"] == pytest.approx(expected.pvalue)
     assert found["ratio"] == pytest.approx(a.mean() / b.mean())
