@@ -352,13 +352,13 @@ _PATCHES: tuple[tuple[str, str, str, Callable[[], bool]], ...] = (
     ("checkpoints", "torch.load refuses, or blindly runs, RecBole's files", _ISSUES + "2212", _checkpoint_loading),
     ("saved data", "pickles are opened because they lie beside a checkpoint", "", _saved_data),
     ("values that are code", "a checkpoint's configuration is evaluated", "", _no_code_in_values),
-    ("ids and blanks as read", "ids NA and null are dropped; pandas 3: fillna(inplace=True) does nothing", "", _fill_on_read),
+    ("ids and blanks as read", "ids NA and null are dropped; pandas 3 fills no blanks", "", _fill_on_read),
     ("blanks in token and float columns", "pandas 3: chained fillna(inplace=True) does nothing", "", _fill_nan),
     ("lengths of sequences", "pandas 3: Series.agg(len) is the length of the series", "", _element_lengths),
     ("hyperopt", "exhaustive search asks hyperopt for what 0.2.6 removed", _ISSUES + "1868", _hyperopt),
     ("use_gpu", "use_gpu: False is ignored where there is a GPU", "", _use_gpu),
     ("folders", "of two processes that make one at the same time, one dies", "", _folders),
-    ("metrics of the catalogue", "ItemCoverage, GiniIndex … die of data that are no tensor", "", _metrics_of_the_catalogue),
+    ("metrics of the catalogue", "ItemCoverage, GiniIndex … die of what is no tensor", "", _metrics_of_the_catalogue),
     ("warnings", "deprecated calls in RecBole's own lines, on every run", "", _quiet),
 )
 _records: list[Patch] = []

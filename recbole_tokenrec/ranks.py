@@ -43,7 +43,7 @@ def with_ranks(trainer, data, evaluate: Callable) -> tuple[dict, list[int]]:
 
 
 def need_ranks(config) -> None:
-    """Raise a ``ConfigError`` unless :func:`with_ranks` will have every user's rank: known before anything is trained."""
+    """Raise a ``ConfigError`` unless :func:`with_ranks` will have every user's rank, before anything is trained."""
     how, names = config["eval_args"], config["metrics"]
     names = names if isinstance(names, list) else [names]
     if "LS" not in how["split"] or set(how["mode"].values()) != {"full"}:

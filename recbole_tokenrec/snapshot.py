@@ -176,7 +176,7 @@ class DataSnapshot:
 def read_titles(
     path: Path, items: list[str], iid_field: str = "item_id", separator: str = "\t", encoding: str = "utf-8"
 ) -> list[str] | None:
-    """Titles by item number out of RecBole's ``.item`` file: its first column with "title", or else "name", in its name.
+    """Titles by item number out of RecBole's ``.item`` file: its first column called after a title or a name.
 
     None if there is no such file or column, or none of the item ids.
     """

@@ -303,11 +303,13 @@ def test_recbole_s_own_noise_is_silent_and_no_other(toy_data, blanks):
 # --- metrics of the catalogue -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"])
+@pytest.mark.parametrize(
+    "metric", ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"]
+)
 def test_metrics_that_look_at_the_whole_catalogue(metric, toy_data, tmp_path):
     from recbole_tokenrec.pipeline import run_models
 
     keys = {"data_path": str(toy_data), "checkpoint_dir": str(tmp_path), "show_progress": False, "state": "ERROR",
             "metrics": ["Hit", metric], "topk": [5], "valid_metric": "Hit@5"}  # fmt: skip
     row = run_models(["Pop"], "toy", (), keys)["models"][0]
-    assert 0 < row["test"][f"{metric.lower()}@5"] and 0 < row["test"]["hit@5"] < 1
+    assert row["test"][f"{metric.lower()}@5"] > 0 and 0 < row["test"]["hit@5"] < 1

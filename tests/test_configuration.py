@@ -21,14 +21,20 @@ def test_every_model_is_evaluated_alike(model):
 @pytest.mark.parametrize("model", ["TokenRec", "LightGCNSoftmax", "BPR"])
 @pytest.mark.parametrize(
     "part",
-    [{"mode": "uni100"}, {"order": "RO"}, {"split": {"RS": [0.7, 0.2, 0.1]}}, {"mode": {"valid": "full", "test": "pop20"}}],
+    [
+        {"mode": "uni100"},
+        {"order": "RO"},
+        {"split": {"RS": [0.7, 0.2, 0.1]}},
+        {"mode": {"valid": "full", "test": "pop20"}},
+    ],
 )
 def test_a_part_of_eval_args_leaves_the_rest(model, part, tmp_path):
     """RecBole fills in a random 80/10/10 split for what a user does not repeat."""
     file = tmp_path / "mine.yaml"
     file.write_text(f"eval_args: {part}\n")
     whole = make_config(model, "ml-100k", (), QUIET)["eval_args"]
-    for chosen in (make_config(model, "ml-100k", (), {"eval_args": part, **QUIET}), make_config(model, "ml-100k", [file], QUIET)):
+    by_key = make_config(model, "ml-100k", (), {"eval_args": part, **QUIET})
+    for chosen in (by_key, make_config(model, "ml-100k", [file], QUIET)):
         expected = {**whole, **part}
         if isinstance(part.get("mode"), str):
             expected["mode"] = {"valid": part["mode"], "test": part["mode"]}

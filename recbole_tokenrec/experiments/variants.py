@@ -68,9 +68,9 @@ def variants_report(
     seeds = sorted({record["seed"] for record in records})
     first = (
         f"{data['users']} users, {data['items']} items, {data['interactions']} interactions; {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''}. The ratio and p (paired t-test over users, validation and test together, "
-        "seeds averaged) compare with the reference, which has none. EV is the variance that the tokens keep of the "
-        "collaborative representations."
+        f"seed{'s' if len(seeds) > 1 else ''}. The ratio and p (paired t-test over users, validation and test "
+        "together, seeds averaged) compare with the reference, which has none. EV is the variance that the tokens "
+        "keep of the collaborative representations."
     )
     content = {"dataset": data, "seeds": seeds, "variants": figures, "against_reference": against, "paper": paper}
     return Report(f"{bench.dataset}: {title}", [first, *sentences], [Table(title, headers, rows)], content, draw)
