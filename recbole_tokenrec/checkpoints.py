@@ -225,7 +225,7 @@ def load_recbole_checkpoint(path, map_location=None) -> dict:
                 raise CheckpointError(f"{path}: not a checkpoint of RecBole")
             file.seek(0)
             checkpoint = unpickle(path, file, map_location)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") == FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of RecBole, or a damaged one of recbole-tokenrec")
