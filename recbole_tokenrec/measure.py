@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import sys
 import time
 from pathlib import Path
 
 from recbole_tokenrec.errors import ConfigError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -81,5 +85,9 @@ def _status(key: str) -> float | None:
 
 
 def _peak() -> float:
+    if resource is None:
+        import psutil  # a dependency of RecBole's
+
+        return psutil.Process().memory_info().peak_wset / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)

@@ -60,12 +60,21 @@ def check_space(space) -> dict:
             continue
         numbers = isinstance(entry, dict) and set(entry) <= {"low", "high", "log", "step"}
         numbers = numbers and all(type(entry.get(end)) in (int, float) for end in ("low", "high"))
-        if not numbers or entry["low"] >= entry["high"]:
+        if not numbers or entry["low"] >= entry["high"] or not _spaced(entry):
             raise ConfigError(
                 f"space: {key}: {entry!r} is not allowed; allowed: a list, or {{low: a, high: b}} with a < b, "
-                "and log: true or step: s"
+                "and either log: true, with a > 0, or step: s, with s > 0 and whole where a and b are"
             )
     return space
+
+
+def _spaced(entry: dict) -> bool:
+    """Whether Optuna draws from a range with this ``log`` and ``step``."""
+    log, step = entry.get("log", False), entry.get("step")
+    whole = isinstance(entry["low"], int) and isinstance(entry["high"], int)
+    if not isinstance(log, bool) or log and (entry["low"] <= 0 or step is not None):
+        return False
+    return "step" not in entry or type(step) in ((int,) if whole else (int, float)) and step > 0
 
 
 def grid(space: dict) -> list[dict] | None:

@@ -102,6 +102,7 @@ CONFIGURATION = [
      "cf_user_table: true"),
     ("TokenRec", [*OWN, "--cf_model=LightGNN"], "cf_model: RecBole has no model 'LightGNN'"),
     ("TokenRec", [*OWN, "--cf_model=SASRec"], "cf_model: 'SASRec' is no GeneralRecommender"),
+    ("TokenRec", [*OWN, "--cf_model=NCL"], "cf_model: 'NCL' is trained by steps of its own, which this "),
     ("TokenRec", [*OWN, "--cf_model=Pop"], "cf_model: 'Pop' keeps no user and item embeddings"),
     # prompts: the history is cut, but the template and one item must fit
     ("TokenRec", ["--prompt_max_history=0"], "prompt_max_history: 0 is not allowed; allowed: int in [1, inf)"),

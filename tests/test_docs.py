@@ -123,3 +123,21 @@ def _command(words):
     if arguments.command == "run" and arguments.model == "TokenRec":
         words = words + [f"--{key}={value}" for key, value in QUICK.items()]
     assert main(words + (["--show_progress=false"] if arguments.command == "run" else [])) == 0, words
+
+
+@pytest.mark.unit
+def test_figures_of_the_scaling_page_are_of_todays_preset():
+    from recbole_tokenrec.configuration import make_config
+    from recbole_tokenrec.settings import read_settings
+    from recbole_tokenrec.tokenizers.mq import _MOST_DISTANCES
+
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tuned = read_settings(make_config("TokenRec", "some-shop", (), {"state": "ERROR"}))
+    users, items, size = tuned.mq_user_num_codebooks, tuned.mq_num_codebooks, tuned.mq_codebook_size
+    assert f"({users} + {items}) · {size} = {(users + items) * size:,} rows" in page
+    hidden, dim = tuned.mq_hidden_size, 2 * tuned.cf_embedding_size
+    codes = hidden * dim + 2 * hidden**2 + hidden * size + dim * size
+    assert f"{users * codes / 1e6:.1f} million for a user, {items * codes / 1e6:.1f} million for an item" in page
+    power = str(_MOST_DISTANCES.bit_length() - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    assert f"2{power} distances" in page
+    assert tuned.cf_sampled_items == tuned.llm_sampled_items and f"{tuned.llm_sampled_items:,} items" in page

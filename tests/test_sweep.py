@@ -87,8 +87,15 @@ def test_grid_is_every_combination_of_lists():
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "space",
-    [None, [], {}, {"a": []}, {"a": [[1]]}, {"a": 3}, {"a": {"low": 1}}, {"a": {"low": 2, "high": 1}}, {"a": {"l": 1}}],
-)
+    [
+        None, [], {}, {"a": []}, {"a": [[1]]}, {"a": 3}, {"a": {"low": 1}}, {"a": {"low": 2, "high": 1}},
+        {"a": {"l": 1}},
+        # what Optuna would die of in a worker
+        {"a": {"low": 0.0, "high": 0.5, "log": True}}, {"a": {"low": 1, "high": 9, "log": True, "step": 2}},
+        {"a": {"low": 1, "high": 9, "step": 0}}, {"a": {"low": 1, "high": 9, "step": 0.5}},
+        {"a": {"low": 1, "high": 9, "log": "yes"}}, {"a": {"low": 1.0, "high": 9.0, "step": "2"}},
+    ],
+)  # fmt: skip
 def test_wrong_spaces(space):
     with pytest.raises(ConfigError, match="space: "):
         check_space(space)

@@ -7,6 +7,7 @@ split again, from where it lay at training or from ``data_path``.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,7 +15,13 @@ from recbole.utils import ModelType, get_model
 
 from recbole_tokenrec.api.export import MANIFEST, TENSORS, read_folder
 from recbole_tokenrec.api.recommender import Recommender
-from recbole_tokenrec.api.scorers import FullSortScorer, LightGCNSoftmaxScorer, Scorer, TokenRecScorer
+from recbole_tokenrec.api.scorers import (
+    FullSortScorer,
+    GenerativeScorer,
+    LightGCNSoftmaxScorer,
+    Scorer,
+    TokenRecScorer,
+)
 from recbole_tokenrec.checkpoints import (
     is_checkpoint,
     load_checkpoint,
@@ -25,6 +32,7 @@ from recbole_tokenrec.checkpoints import (
 )
 from recbole_tokenrec.datacheck import check_files
 from recbole_tokenrec.errors import CheckpointError, TokenRecError
+from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import forget_peak, must_fit, peak_rss_mb, rss_mb
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
@@ -37,8 +45,8 @@ def load(path, index: str = "exact", data_path=None, process_budget_gb=None, **i
     """Open a trained model for recommending.
 
     Args:
-        path: a checkpoint of ours or RecBole's, a folder written by ``export``, or a folder with one checkpoint in it
-            (``--output_dir`` of a run of one model).
+        path: a checkpoint of ours or RecBole's, a folder written by ``export``, or the ``--output_dir`` of a run of one
+            model: a folder with one checkpoint in it, or whose newest result file names one.
         index: how items are found by models with user and item vectors: ``exact``, ``faiss`` or ``lancedb``.
         data_path: folder that holds the data set's folder, for checkpoints without ids, if it has moved.
         process_budget_gb: GiB that this process may hold in all, libraries and model included; what is left when the
@@ -126,10 +134,22 @@ def find(path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file")
     files = sorted(path.glob("*.pth"))
+    if len(files) > 1 and (newest := _of_newest_run(path)) in files:
+        return newest
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise CheckpointError(f"{path}: holds neither {MANIFEST} nor one checkpoint (*.pth: {names}); name the file")
     return files[0]
+
+
+def _of_newest_run(folder: Path) -> Path | None:
+    """The checkpoint in ``folder`` that its newest result file names, if that run had a single model."""
+    results = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    try:
+        (row,) = json.loads(results[-1].read_text(encoding="utf-8"))["models"]
+        return folder / Path(row["checkpoint"]).name
+    except (IndexError, KeyError, TypeError, ValueError, OSError):
+        return None
 
 
 def _with_data_set(path: Path, data_path):
@@ -145,8 +165,18 @@ def _with_data_set(path: Path, data_path):
     check_files(config)
     model, _, train_data, _, test_data = restore(checkpoint, path)
     if model.type == ModelType.SEQUENTIAL:
-        return model, _sequences(test_data.dataset), test_data.dataset, config
+        dataset = _one_sequence_a_user(test_data.dataset)
+        return model, _sequences(dataset), dataset, config
     return model, DataSnapshot.from_dataset(train_data._dataset), test_data.dataset, config
+
+
+def _one_sequence_a_user(dataset):
+    """Of a split by ratio, where a user has several test rows, the one with the most before it."""
+    lengths = dataset.inter_feat[dataset.config["ITEM_LIST_LENGTH_FIELD"]]
+    order = torch.argsort(lengths, stable=True)
+    users = dataset.inter_feat[dataset.uid_field][order]
+    last = torch.full((dataset.user_num,), -1).scatter_reduce(0, users, torch.arange(len(users)), "amax")
+    return dataset.copy(dataset.inter_feat[order[last[last >= 0]]])
 
 
 def _sequences(dataset) -> DataSnapshot:
@@ -171,4 +201,5 @@ def _scorer(model, data, dataset, budget: float, index: str, options: dict) -> S
         return TokenRecScorer(model, data, index_of(model.retrieval_vectors.detach()), index_of)
     if isinstance(model, LightGCNSoftmax):
         return LightGCNSoftmaxScorer(model, data, index_of)
-    return FullSortScorer(model, data, dataset, budget)
+    kind = GenerativeScorer if isinstance(model, GenerativeRecommender) else FullSortScorer
+    return kind(model, data, dataset, budget)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_tokenrec.api.requests import raw_ids, read_histories, read_interactions
+from recbole_tokenrec.api.requests import ANONYMOUS, raw_ids, read_histories, read_interactions
 from recbole_tokenrec.api.scorers import Scorer, TokenRecScorer
 from recbole_tokenrec.checkpoints import rebuild_config
 from recbole_tokenrec.errors import ConfigError, DataError
@@ -85,8 +85,8 @@ class Recommender:
         Args:
             users: raw ids, one or many. None: the users of ``histories``, or without those all hot users.
             histories: what users took, oldest first: a data frame with the data's user and item columns (and its
-                time column, if order matters), a mapping user -> items, or the items of one nameless user. A history
-                given here is used instead of the one that the model has of that user.
+                time column, if order matters), a mapping user -> items, or the items of one user (of ``users``, or
+                nameless). A history given here is used instead of the one that the model has of that user.
             exclude_seen: leave out what the user took, as far as the model or ``histories`` know it. A model trained
                 by leave-one-out does not know a user's last two items; :meth:`update` tells it.
             candidates: raw ids of the items to choose among, for all users.
@@ -99,7 +99,7 @@ class Recommender:
             ``attrs["without_items"]`` maps users for whom nothing is left to recommend to their kind.
 
         Raises:
-            DataError: an id is no id, or no candidate is known.
+            DataError: an id is no id, no candidate is known, or ``histories`` are of none of ``users``.
             ConfigError: ``k`` is out of range, or the model cannot recommend for users it was not trained on.
         """
         scorer = self._scorer  # the same for the whole answer, whatever update() does meanwhile
@@ -108,6 +108,8 @@ class Recommender:
             raise ConfigError(f"k: {k!r} is not allowed; allowed: int in [1, inf)")
         given = {} if histories is None else read_histories(histories, data.uid_field, data.iid_field, self._time_field)
         asked = raw_ids(users, "users") if users is not None else self.users if histories is None else list(given)
+        if users is not None and given:
+            given = _of_users(given, asked)
         unknown = {
             user: [item for item in dict.fromkeys(given[user]) if item not in data.item_numbers]
             for user in asked
@@ -194,6 +196,8 @@ class Recommender:
         """
         from recbole_tokenrec.api.growth import grown
 
+        if fine_tune and (isinstance(epochs, bool) or epochs != int(epochs) or epochs < 1):
+            raise ConfigError(f"epochs: {epochs!r} is not allowed; allowed: int in [1, inf)")
         with self._updating:
             scorer = self._scorer
             if not isinstance(scorer, TokenRecScorer):
@@ -231,6 +235,17 @@ class Recommender:
         from recbole_tokenrec.api.export import export
 
         return export(self, folder, index)
+
+
+def _of_users(given: dict[str, list[str]], asked: list[str]) -> dict[str, list[str]]:
+    """The histories ``given`` beside the users ``asked``: one without a name is the only user's."""
+    if ANONYMOUS in given and len(given) == 1 and ANONYMOUS not in asked:
+        if len(asked) != 1:
+            raise DataError(f"histories: the items of one user, for {len(asked)} users; give a mapping user -> items")
+        return {asked[0]: given[ANONYMOUS]}
+    if asked and not set(given) & set(asked):
+        raise DataError(f"histories: of '{next(iter(given))}', who is none of users")
+    return given
 
 
 def _histories(lists: list[list[int]]) -> Histories:

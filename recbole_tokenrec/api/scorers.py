@@ -6,6 +6,7 @@ A scorer never changes once it is made. ``Recommender.update`` makes another one
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import torch
@@ -109,6 +110,8 @@ class LightGCNSoftmaxScorer(VectorScorer):
 class FullSortScorer(Scorer):
     """Any model of RecBole's, by its ``full_sort_predict`` (or by ``predict`` for every item, where it has none).
 
+    Such models keep tables and hooks between calls: one thread at a time asks them.
+
     Args:
         dataset: RecBole's, whose user and item columns the model may read; None for our models, which need numbers
             only. For sequential models that of the test split: its rows hold the users' sequences.
@@ -117,7 +120,7 @@ class FullSortScorer(Scorer):
 
     def __init__(self, model, data: DataSnapshot, dataset=None, memory_budget_gb: float = 2.0):
         super().__init__(model, data)
-        self.dataset = dataset
+        self.dataset, self._alone = dataset, threading.Lock()
         self.users_per_batch = int(min(max(1, memory_budget_gb * 2**30 / (8 * data.item_num)), 1024))
         self.takes_new_users = isinstance(model, SequenceModel)
 
@@ -139,7 +142,9 @@ class FullSortScorer(Scorer):
         closed[0] = True
         for start in range(0, len(users), self.users_per_batch):
             part = users[start : start + self.users_per_batch]
-            scores = self._scores(model, part).view(len(part), n_items).float().cpu()
+            with self._alone:
+                scores = self._scores(model, part, k, exclude is not None, candidates).view(len(part), n_items)
+            scores = scores.float().cpu()
             scores[:, closed] = -torch.inf
             if exclude is not None:
                 here = (exclude[0] >= start) & (exclude[0] < start + len(part))
@@ -149,7 +154,8 @@ class FullSortScorer(Scorer):
             found[start : start + len(part), : value.shape[1]] = item.masked_fill(value == -torch.inf, 0)
         return found, best
 
-    def _scores(self, model, users: torch.Tensor) -> torch.Tensor:
+    def _scores(self, model, users: torch.Tensor, k: int, exclude_seen: bool, candidates) -> torch.Tensor:
+        """Scores of all items, flat (B * n_items,); what is excluded, or no candidate, is hidden afterwards."""
         field, dataset = self.data.uid_field, self.dataset
         if dataset is None:
             rows = Interaction({field: users})
@@ -164,6 +170,23 @@ class FullSortScorer(Scorer):
             rows = rows.repeat_interleave(dataset.item_num)
             rows.update(dataset.get_item_feature().to(model.device).repeat(len(users)))
             return model.predict(rows)
+
+
+class GenerativeScorer(FullSortScorer):
+    """P5, CID, POD, CoLLM: as many beams as items are wanted; given candidates are ranked by their log-probability."""
+
+    def _scores(self, model, users, k, exclude_seen, candidates):
+        if candidates is None:
+            beams = min(max(k, model.num_beams), model.n_items - 1)
+            return model.beam_scores(users.tolist(), beams, exclude_seen)
+        pairs = {
+            model.USER_ID: users.repeat_interleave(len(candidates)),
+            model.ITEM_ID: candidates.repeat(len(users)),
+        }
+        scores = torch.full((len(users), model.n_items), -torch.inf, device=model.device)
+        found = model.predict(Interaction(pairs).to(model.device))
+        scores[:, candidates.to(model.device)] = found.view(len(users), -1).to(scores)
+        return scores
 
 
 def fold_in(collaborative, histories: Histories) -> torch.Tensor:

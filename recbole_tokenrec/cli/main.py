@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # who reads, e.g. head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
     except TokenRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """User and item representations out of any RecBole GeneralRecommender that has them.
 
 Three kinds are understood: our LightGCNs, whose ``forward`` gives both tables; graph models that keep their propagated
-tables in ``restore_user_e`` / ``restore_item_e`` after a full-sort prediction (RecBole's NGCF, SGL, NCL, SimGCL …); and
+tables in ``restore_user_e`` / ``restore_item_e`` after a full-sort prediction (RecBole's NGCF, SGL, DGCF …); and
 models with plain ``user_embedding`` / ``item_embedding`` tables (BPR …).
 """
 
@@ -11,6 +11,7 @@ import copy
 from pathlib import Path
 
 import recbole
+import recbole.trainer
 import torch
 import yaml
 from recbole.data.interaction import Interaction
@@ -64,6 +65,11 @@ def build_collaborative(settings, config, dataset):
     if not issubclass(model_class, GeneralRecommender):
         raise ConfigError(
             f"cf_model: '{settings.cf_model}' is no GeneralRecommender; allowed: e.g. LightGCN, BPR, NGCF, SGL"
+        )
+    if model_class not in _OURS and hasattr(recbole.trainer, f"{model_class.__name__}Trainer"):
+        raise ConfigError(
+            f"cf_model: '{settings.cf_model}' is trained by steps of its own, which this stage does not know; allowed: "
+            "e.g. LightGCN, BPR, NGCF, SGL"
         )
     members = []
     for kind in settings.cf_targets if model_class is LightGCNSoftmax else [None]:

@@ -2,7 +2,9 @@
 
 Reading a prompt costs far more than writing an ID of a few tokens, so that one reading serves the next
 ``targets_per_prompt`` items. A user of n items is cut about n / ``targets_per_prompt`` times, evenly, from a random
-place on: over the epochs every item is a target as often as any other, and 1 is one prompt for each interaction.
+place on. 1 is one prompt for each interaction; with more, the first items of a history are targets less often than the
+later ones (a history of 8 and 32 targets: the first in one epoch of nine, the last in all), as evaluation asks for what
+comes last.
 """
 
 from __future__ import annotations

@@ -180,19 +180,22 @@ class GenerativeRecommender(GeneralRecommender):
     @torch.no_grad()
     def full_sort_predict(self, interaction) -> torch.Tensor:
         """Beam-search scores of all items for each user, flat: (B * n_items,); -inf for what was not generated."""
-        users = interaction[self.USER_ID].tolist()
+        return self.beam_scores(interaction[self.USER_ID].tolist(), self.num_beams).view(-1)
+
+    def beam_scores(self, users: list[int], num_beams: int, exclude_seen: bool = True) -> torch.Tensor:
+        """(B, n_items): of the ``num_beams`` best items of each user, -inf for the others."""
         prompts = [self.evaluation_prompt(user) for user in users]
         scores = torch.empty(len(users), self.n_items, device=self.device)
         order = sorted(range(len(users)), key=lambda row: len(prompts[row][0]))  # alike lengths: little padding
         for at in range(0, len(order), self.eval_users):
             rows = order[at : at + self.eval_users]
             hidden, mask = self.encode(self.collate([prompts[row] for row in rows]))
-            closed = self._closed([users[row] for row in rows])
+            closed = self._closed([users[row] for row in rows]) if exclude_seen else None
             beams = beam_search(
-                self.backbone, hidden, mask, self.trie, self.num_beams, closed, self.constrained, self.share_prompts
+                self.backbone, hidden, mask, self.trie, num_beams, closed, self.constrained, self.share_prompts
             )
             scores[rows] = score_matrix(beams, self.n_items)
-        return scores.view(-1)
+        return scores
 
     constrained = True  # POD may switch it off
     end_share = 0.125  # of the IDs' ends that training writes; tests take all

@@ -100,8 +100,19 @@ class FaissIndex(ItemIndex):
         elif candidates is not None:  # in every cell, since the nearest cells may hold none of them
             selector = faiss.IDSelectorBatch(np.ascontiguousarray((candidates.cpu() - 1).numpy()))
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nlist)
-        scores, places = self.index.search(np.ascontiguousarray(queries.numpy()), k, params=parameters)
+        rows = np.ascontiguousarray(queries.numpy())
+        scores, places = self.index.search(rows, k, params=parameters)
+        if self.kind in ("ivf", "ivf_pq") and candidates is None:
+            self._open_cells(rows, k, scores, places)
         return torch.from_numpy(places) + 1, torch.from_numpy(scores)
+
+    def _open_cells(self, rows: np.ndarray, k: int, scores: np.ndarray, places: np.ndarray) -> None:
+        """Where the cells looked into held fewer than ``k`` items, look into twice as many, in place."""
+        nprobe = self.index.nprobe
+        while nprobe < self.index.nlist and len(short := np.flatnonzero((places < 0).any(axis=1))):
+            nprobe = min(2 * nprobe, self.index.nlist)
+            wider = import_faiss().SearchParametersIVF(nprobe=nprobe)
+            scores[short], places[short] = self.index.search(rows[short], k, params=wider)
 
     def extended(self, vectors):
         faiss = import_faiss()

@@ -1,5 +1,11 @@
 """Recommendations for raw ids: right items, right ids, and equal to RecBole's own scores."""
 
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_tokenrec
+from recbole_tokenrec.api.loading import find
 from recbole_tokenrec.api.recommender import UnknownItemsWarning
 from recbole_tokenrec.checkpoints import load_data_and_model
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError
@@ -221,3 +228,67 @@ def test_recbole_checkpoint_whose_data_moved(trained, tmp_path):
         assert recbole_tokenrec.load(file, data_path=moved).recommend("g0u0")["item_id"].tolist() == expected
     finally:
         shutil.move(moved, data)
+
+
+def test_a_history_beside_a_user_is_his(recommender):
+    """And of nobody else: it was dropped, and a newcomer got what is popular."""
+    frame = recommender.recommend("newcomer", histories=["g2i1", "g2i3"], k=3)
+    assert set(frame["user_id"]) == {"newcomer"} and set(frame["kind"]) == {"warm"}
+    assert set(frame["item_id"].str[:2]) == {"g2"}
+    known = recommender.recommend("g0u1", histories=["g2i1", "g2i3"], k=3)
+    assert known["item_id"].tolist() == frame["item_id"].tolist()
+    both = recommender.recommend(["g0u1", "x"], histories={"x": ["g2i1"], "not asked": ["g1i1"]}, k=2)
+    assert both.groupby("user_id")["kind"].first().to_dict() == {"g0u1": "hot", "x": "warm"}
+    with pytest.raises(DataError, match="the items of one user, for 2 users"):
+        recommender.recommend(["a", "b"], histories=["g2i1"])
+    with pytest.raises(DataError, match="histories: of 'gOu1', who is none of users"):
+        recommender.recommend("g0u1", histories={"gOu1": ["g2i1"]})
+
+
+def test_generative_models_give_as_many_as_asked_for_among_the_candidates(trained):
+    recommender = recbole_tokenrec.load(trained("CID"))
+    users = ["g0u0", "g1u1", "g2u2"]
+    assert recommender.recommend(users, k=38).groupby("user_id").size().tolist() == [38, 38, 38]
+    chosen = recommender.history("g0u0") + ["g3i1", "g3i2"]
+    few = recommender.recommend(users, k=4, candidates=chosen, exclude_seen=False)
+    assert few.groupby("user_id").size().tolist() == [4, 4, 4] and set(few["item_id"]) <= set(chosen)
+    unseen = recommender.recommend("g0u0", k=9, candidates=chosen)
+    assert sorted(unseen["item_id"]) == sorted(set(chosen) - set(recommender.history("g0u0")))
+    model, data = recommender.model, recommender.data
+    row = few[few["user_id"] == "g1u1"].iloc[0]
+    pair = {"user_id": [data.user_numbers["g1u1"]], "item_id": [data.item_numbers[row["item_id"]]]}
+    score = model.predict(Interaction({key: torch.tensor(value) for key, value in pair.items()}))
+    assert row["score"] == pytest.approx(float(score), abs=1e-4)
+
+
+def test_two_threads_ask_a_generative_model(trained):
+    recommender = recbole_tokenrec.load(trained("CID"))
+    users = recommender.users[:12]
+    expected = [recommender.recommend(user, k=3) for user in users]
+    with ThreadPoolExecutor(2) as pool:
+        for frame, other in zip(pool.map(lambda user: recommender.recommend(user, k=3), users), expected):
+            assert frame.equals(other)
+
+
+def test_a_sequential_model_of_a_split_by_ratio(trained):
+    """A user has several test rows there: the one with the longest history counts."""
+    split = {"split": {"RS": [0.4, 0.2, 0.4]}, "order": "TO", "group_by": "user", "mode": "full"}
+    recommender = recbole_tokenrec.load(trained("SASRec", epochs=2, eval_args=str(split)))
+    frame = recommender.recommend(["g0u0", "g3u1"], k=4)
+    assert frame.groupby("user_id").size().tolist() == [4, 4] and len(recommender.history("g0u0")) == 8
+
+
+def test_a_folder_of_several_runs_is_that_of_the_newest(trained, tmp_path):
+    checkpoint = Path(trained())
+    for name in ("first.pth", "second.pth"):
+        shutil.copy(checkpoint, tmp_path / name)
+    with pytest.raises(CheckpointError, match="nor one checkpoint .*first.pth, second.pth"):
+        find(tmp_path)
+    for number, name in enumerate(("first.pth", "second.pth")):
+        file = tmp_path / f"toy-TokenRec-{number}.json"
+        file.write_text(json.dumps({"models": [{"checkpoint": f"/elsewhere/{name}"}]}))
+        os.utime(file, (number + 1, number + 1))
+    assert find(tmp_path).name == "second.pth"
+    (tmp_path / "toy-BPR-TokenRec.json").write_text(json.dumps({"models": [{"checkpoint": "a"}, {"checkpoint": "b"}]}))
+    with pytest.raises(CheckpointError, match="name the file"):
+        find(tmp_path)

@@ -114,6 +114,17 @@ def test_compressed_indexes_find_most(backend, kind, tmp_path):
     assert (scores.diff(dim=1) <= 1e-6).all() and (items > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["ivf", "ivf_pq"])
+def test_cells_are_opened_until_enough_items_are_left(kind):
+    pytest.importorskip("faiss")
+    options = {"pq_bytes": 8} if kind == "ivf_pq" else {}
+    index = build_index("faiss", VECTORS, kind=kind, cells=50, nprobe=1, **options)
+    rows = torch.repeat_interleave(torch.arange(B), 100)
+    exclude = rows, torch.cat([torch.randperm(N - 1, generator=GENERATOR)[:100] + 1 for _ in range(B)])
+    for k, found in ((400, index.search(QUERIES, 400)[0]), (N - 101, index.search(QUERIES, N - 101, exclude)[0])):
+        assert (found > 0).all() and all(len(set(row)) == k for row in found.tolist())
+
+
 def test_faiss_file_round_trip(tmp_path):
     pytest.importorskip("faiss")
     from recbole_tokenrec.retrieval.faiss_index import FaissIndex
