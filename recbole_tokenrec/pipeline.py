@@ -28,12 +28,13 @@ import recbole_tokenrec
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.datacheck import load_data
-from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.errors import ConfigError, TokenRecError
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
 from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.ranks import with_ranks
+from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.progress import resume_options
@@ -150,7 +151,7 @@ def run_model(config) -> Trained:
         dataset, (train_data, valid_data, test_data) = load_data(config)
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
-        model = (FASTER.get(name) or get_model(name))(config, train_data._dataset).to(config["device"])
+        model = _built(name, config, train_data._dataset).to(config["device"])
         # Only now, so that bad data or a backbone that cannot be had leaves no log behind.
         start_logging(config)
         logging.getLogger().info(dataset)
@@ -197,6 +198,17 @@ def run_model(config) -> Trained:
     if resumable:
         resumable.forget()
     return Trained(row, describe_data(config, dataset, train_data), ranks, trainer, valid_data, test_data)
+
+
+def _built(name: str, config, dataset):
+    """The model; a RecBole model that its data or settings do not suit is the user's affair, not a traceback's."""
+    try:
+        return (FASTER.get(name) or get_model(name))(config, dataset)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if name in MODELS or isinstance(error, TokenRecError):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"model '{name}': RecBole cannot build it of these data and settings ({what})") from error
 
 
 def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:

@@ -210,6 +210,12 @@ def test_settings_of_which_recbole_dies(argument, command):
     assert printed.startswith("error: dataset 'mini': RecBole cannot read it with these settings (")
 
 
+def test_a_model_of_recboles_that_the_data_do_not_suit(command):
+    code, kind, printed = command("S3Rec", [])  # wants the items' classes
+    assert (code, kind) == (2, errors.ConfigError)
+    assert "error: model 'S3Rec': RecBole cannot build it of these data and settings (" in printed
+
+
 def test_too_many_topk_and_missing_data(command, tmp_path):
     code, kind, printed = command("BPR", ["--topk=[3, 10]"])
     assert (code, kind) == (2, errors.ConfigError)
