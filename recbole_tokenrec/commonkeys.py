@@ -60,6 +60,11 @@ def check_common(config) -> None:
         raise ConfigError(f"state: {config['state']!r} is not allowed; allowed: one of {', '.join(_LEVELS)}")
     if not config["topk"]:
         raise ConfigError("topk: [] is not allowed; allowed: a list of int in [1, inf)")
+    for source, columns in (config["load_col"] or {}).items():
+        if columns not in (None, "*") and not isinstance(columns, list):
+            raise ConfigError(
+                f"load_col: {{{source}: {columns!r}}} is not allowed; allowed: a list of columns, '*' or empty for all"
+            )
     _check_split(config["eval_args"])
     if config["eval_args"]["order"] not in ("TO", "RO"):
         raise ConfigError(

@@ -39,6 +39,7 @@ CONFIGURATION = [
     ("BPR", ["--clip_grad_norm=x"], "clip_grad_norm: 'x' is not allowed; allowed: a mapping"),
     ("BPR", ["--use_gpu=maybe"], "use_gpu: 'maybe' is not allowed; allowed: true or false"),
     ("BPR", ["--state=LOUD"], "state: 'LOUD' is not allowed; allowed: one of debug, info, warning, error, critical"),
+    ("BPR", ["--load_col={inter: foo}"], "load_col: {inter: 'foo'} is not allowed; allowed: a list of columns, '*' or "),
     ("BPR", ["--load_col=3"], "load_col: 3 is not allowed; allowed: a mapping"),
     ("BPR", ["--field_separator="], "field_separator: None is not allowed; allowed: one character"),
     ("BPR", ["--topk=[]"], "topk: [] is not allowed; allowed: a list of int in [1, inf)"),
@@ -203,7 +204,7 @@ def test_data(content, text, command, tmp_path):
     assert printed.startswith("error: dataset 'mini': ") or "WARNING" in printed.splitlines()[0]
 
 
-@pytest.mark.parametrize("argument", ["--load_col={inter: foo}", "--alias_of_item_id=foo", "--transform=foo"])
+@pytest.mark.parametrize("argument", ["--alias_of_item_id=foo", "--transform=foo"])
 def test_settings_of_which_recbole_dies(argument, command):
     code, kind, printed = command("BPR", [argument])
     assert (code, kind) == (2, errors.DataError)
