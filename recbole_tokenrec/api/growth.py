@@ -124,8 +124,6 @@ def _check(model, users: list[str], items: list[str], epochs: int) -> None:
             f"update: cf_model {model.settings.cf_model} has no fold-in, its users are rows of a trained table; "
             "allowed: LightGCN"
         )
-    if epochs < 0 or epochs != int(epochs):
-        raise ConfigError(f"epochs: {epochs!r} is not allowed; allowed: int in [1, inf)")
     if epochs and model.settings.cf_loss != "softmax_cosine":
         raise ConfigError("fine_tune: needs a model trained with cf_loss: softmax_cosine; this one has cf_loss: own")
     if not users:

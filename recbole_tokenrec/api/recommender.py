@@ -196,7 +196,7 @@ class Recommender:
         """
         from recbole_tokenrec.api.growth import grown
 
-        if fine_tune and (isinstance(epochs, bool) or epochs != int(epochs) or epochs < 1):
+        if fine_tune and (isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1):
             raise ConfigError(f"epochs: {epochs!r} is not allowed; allowed: int in [1, inf)")
         with self._updating:
             scorer = self._scorer

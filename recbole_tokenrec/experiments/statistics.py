@@ -39,8 +39,8 @@ def ndcg_per_user(ranks, k: int = 20) -> np.ndarray:
 def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20) -> dict:
     """Paired t-test over users of NDCG@k, each user's mean over the seeds and the splits.
 
-    A user's validation and test figures are no two independent ones. Where the splits have different users (somebody
-    with two interactions has no validation item), they are all the same taken as such.
+    A user's validation and test figures are not independent, so that they count as one. Only where the splits have
+    different users (somebody with two interactions has no validation item) each figure counts by itself.
 
     Returns:
         ``ratio`` of the means, ``difference``, its 95 % interval ``low``, ``high``, and ``p`` (two-sided).

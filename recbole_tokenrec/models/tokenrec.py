@@ -21,7 +21,13 @@ from torch.nn import functional as F
 from recbole_tokenrec.collaborative.representations import build_collaborative, representations, unfilled
 from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories, take
-from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
+from recbole_tokenrec.llm.backbone import (
+    add_id_tokens,
+    backbone_state,
+    load_backbone,
+    rebuild_backbone,
+    weights_digest,
+)
 from recbole_tokenrec.llm.llm4rec import LLM4Rec
 from recbole_tokenrec.llm.prompts import NUM_SEEN, PromptBuilder, all_texts
 from recbole_tokenrec.settings import read_settings
@@ -93,6 +99,7 @@ class TokenRec(GeneralRecommender):
         backbone = rebuild_backbone(saved) if saved else load_backbone(
             settings.llm_backbone, all_texts(), dropout=settings.llm_dropout
         )
+        self.backbone_digest = [] if saved else weights_digest(settings.llm_backbone)  # of the files as they were read
         self.backbone_state, self.backbone_origin = backbone_state(backbone), backbone.origin
         self.tokenizer = backbone.tokenizer
         self.user_token_ids = add_id_tokens(backbone, token_names(USER_LETTER, user_books, size))

@@ -29,7 +29,6 @@ MOST_ITEMS, MOST_USERS, LONGEST_HISTORY, LONGEST_ID = 1000, 256, 2000, 512
 MOST_BYTES = 16 * 2**20  # of a request's body: as many users with histories as are allowed fit in
 
 # Optional and Union: pydantic reads annotations at run time, and Python 3.9 knows no "|" there.
-
 Text = Annotated[StrictStr, Field(max_length=LONGEST_ID)]  # its length taken, half of a surrogate pair is refused, too
 Id = Union[Text, StrictInt]
 

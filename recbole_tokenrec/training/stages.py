@@ -20,7 +20,6 @@ from recbole.data.dataloader import TrainDataLoader
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, members_of, weightings
-from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
@@ -422,13 +421,13 @@ class LLMStage(Stage):
         return super().unjudged() if self.average is None else copy.deepcopy(self.average.module.state_dict())
 
     def determinants(self):
-        return everything(self.settings)
+        return everything(self.model)
 
 
-def everything(settings) -> dict:
+def everything(model) -> dict:
     """All that the last stage, and so the training, depends on."""
-    digest = weights_digest(settings.llm_backbone)
-    return {**vars(settings), **({"llm_weights": digest} if digest else {})}
+    weights = {"llm_weights": model.backbone_digest} if model.backbone_digest else {}
+    return {**vars(model.settings), **weights}
 
 
 def stages_of(model, train_data) -> list[Callable[[], Stage]]:

@@ -76,7 +76,7 @@ class TokenRecTrainer(Trainer):
             cache,
             resume and distributed.is_first(),
             every if distributed.is_first() else None,
-            everything(self.model.settings),
+            everything(self.model),
         )
         self.saved_model_file = distributed.shared(self.saved_model_file)
         if not (saved and self._ended_before()):

@@ -157,3 +157,9 @@ def test_other_indexes_grow_too(trained, backend, tmp_path):
     exact = recbole_tokenrec.load(trained())
     exact.update(interactions(NEW_ITEM))
     assert recommender.recommend(k=5)["item_id"].tolist() == exact.recommend(k=5)["item_id"].tolist()
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5, "three", True])
+def test_fine_tuning_takes_whole_epochs(recommender, epochs):
+    with pytest.raises(ConfigError, match=r"epochs: .* is not allowed; allowed: int in \[1, inf\)"):
+        recommender.update(interactions(NEW_ITEM), fine_tune=True, epochs=epochs)
