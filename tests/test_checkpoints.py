@@ -50,7 +50,7 @@ def trained(tmp_path_factory, toy_data):
     config = _config(toy_data, checkpoint_dir=str(folder), epochs=2)
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = data_preparation(config, create_dataset(config))
-    trainer = Trainer(config, BPR(config, train.dataset))
+    trainer = Trainer(config, BPR(config, train.dataset).to(config["device"]))
     trainer.fit(train, valid, verbose=False)
     result = trainer.evaluate(test)
     os.chdir(before[0])

@@ -162,7 +162,7 @@ def test_dok_update(toy_data, monkeypatch):
 def test_recbole_loads_its_checkpoints_and_torch_is_unchanged(toy_data, monkeypatch):
     config = _config(toy_data)
     train, valid, _ = data_preparation(config, create_dataset(config))
-    trainer = Trainer(config, BPR(config, train.dataset))
+    trainer = Trainer(config, BPR(config, train.dataset).to(config["device"]))
     trainer.fit(train, valid, verbose=False)
     assert trainer.evaluate(valid, load_best_model=True)["ndcg@10"] > 0
     assert torch.load.__module__ == "torch.serialization"
@@ -289,7 +289,7 @@ def test_recbole_s_own_noise_is_silent_and_no_other(toy_data, blanks):
         blanks()
         config = _config(toy_data)
         train, _, _ = data_preparation(config, create_dataset(config))
-        Trainer(config, BPR(config, train.dataset)).fit(train, saved=False, verbose=False)
+        Trainer(config, BPR(config, train.dataset).to(config["device"])).fit(train, saved=False, verbose=False)
         warnings.warn("torch.sparse.SparseTensor(...) is deprecated", UserWarning, stacklevel=1)  # from here
         hidden_anyway = (DeprecationWarning, ResourceWarning)
         return [str(entry.message) for entry in seen if not issubclass(entry.category, hidden_anyway)]
