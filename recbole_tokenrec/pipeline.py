@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -164,9 +165,10 @@ def run_model(config) -> Trained:
         else:
             data = describe_data(config, dataset, train_data)
             resumable = ResumableTraining(trainer, train_data, f"{identity}-{data['fingerprint']}")
-            curve = _fit_quietly(trainer, train_data, valid_data, config)
+            with _told_of_recbole(name, "RecBole cannot train it on these data and settings"):
+                curve = _fit_quietly(trainer, train_data, valid_data, config)
     ranks = {}
-    with Cost() as evaluation:
+    with Cost() as evaluation, _told_of_recbole(name, "RecBole cannot evaluate it on these data and settings"):
         test, ranks["test"] = _evaluate(trainer, test_data, load_best_model=True)
         valid, ranks["valid"] = _evaluate(trainer, valid_data, load_best_model=False)
     row = {
@@ -201,14 +203,27 @@ def run_model(config) -> Trained:
 
 
 def _built(name: str, config, dataset):
-    """The model; a RecBole model that its data or settings do not suit is the user's affair, not a traceback's."""
-    try:
+    with _told_of_recbole(name, "RecBole cannot build it of these data and settings"):
         return (FASTER.get(name) or get_model(name))(config, dataset)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if name in MODELS or isinstance(error, TokenRecError):
+
+
+@contextlib.contextmanager
+def _told_of_recbole(name: str, trouble: str):
+    """A RecBole model that its data or settings do not suit is the user's affair, not a traceback's.
+
+    What our own models raise is left alone, and so is want of memory.
+
+    Raises:
+        ConfigError: names the model, the trouble and RecBole's error, which is its cause.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        memory = "allocate" in str(error) or "out of memory" in str(error)
+        if name in MODELS or isinstance(error, TokenRecError) or memory:
             raise
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"model '{name}': RecBole cannot build it of these data and settings ({what})") from error
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"model '{name}': {trouble} ({what})") from error
 
 
 def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:

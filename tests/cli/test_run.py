@@ -91,3 +91,13 @@ def test_script_in_the_checkout_is_the_same_command(tmp_path):
     command = [sys.executable, str(ROOT / "run_recbole_tokenrec.py"), "--seeed=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "did you mean 'seed'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_of_recboles_that_dies_in_training_costs_no_other_its_row(toy_data, tmp_path, capsys):
+    arguments = ["--dataset", "toy", "--data_path", str(toy_data), "--epochs=1", "--show_progress=false"]
+    assert main(["run", "--model", "Pop,FM", *arguments]) == 2  # FM wants ratings
+    printed = capsys.readouterr().err
+    assert "error: model 'FM': RecBole cannot train it on these data and settings (KeyError: 'label')" in printed
+    assert "Traceback" not in printed
+    rows = json.loads((tmp_path / "output" / "toy-Pop-FM-2020.json").read_text())["models"]
+    assert [row["name"] for row in rows] == ["Pop"]
