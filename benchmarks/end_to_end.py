@@ -4,7 +4,8 @@
 
 Nothing is trained here. ``recbole-tokenrec run`` and ``experiment`` keep records of what each training took; this
 collects TokenRec's from the folders named, one of each data set and preset: of those that were trained from end to end
-the first seed's. A stage that came out of the stage cache counts with the seconds that it took when it was trained; the
+the first seed's. Rows of data sets and presets that are in none of the folders stay as they were, with their own date and
+commit. A stage that came out of the stage cache counts with the seconds that it took when it was trained; the
 processor's seconds are then not known.
 """
 
@@ -24,7 +25,19 @@ def main() -> None:
     arguments_parser.add_argument("folders", type=Path, nargs="+", help="--output_dir of runs and experiments")
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
-    finish(arguments, before, {"rows": rows_of(arguments.folders)})
+    rows = rows_of(arguments.folders)
+    found = {(row["dataset"], row["preset"]) for row in rows}
+    rows += [row for row in rows_before(arguments.out) if (row["dataset"], row["preset"]) not in found]
+    finish(arguments, before, {"rows": sorted(rows, key=lambda row: (row["dataset"], row["preset"]))})
+
+
+def rows_before(file: Path) -> list[dict]:
+    """What the file holds from earlier collections, each row with the date and commit of its own."""
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    earlier = {"date": content["machine"]["date"], "commit": content["commit"]}
+    return [{**earlier, **row} for row in content["rows"]]
 
 
 def rows_of(folders) -> list[dict]:

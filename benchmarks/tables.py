@@ -107,11 +107,12 @@ def memory(content: dict) -> list[list[str]]:
 
 def end_to_end(content: dict) -> list[list[str]]:
     rows = [["data", "preset", "collaborative", "tokenizers", "LLM4Rec", "all, evaluation included", "CPU min",
-             "peak GiB"]]  # fmt: skip
+             "peak GiB", "collected"]]  # fmt: skip
     for row in content["rows"]:
         minutes = [f"{row['seconds'][part] / 60:.1f}" for part in ("cf", "tokenizer", "llm", "all")]
         cpu = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds'] / 60:.1f}"
-        rows.append([row["dataset"], row["preset"], *minutes, cpu, f"{row['peak_rss_mb'] / 1024:.1f}"])
+        rows.append([row["dataset"], row["preset"], *minutes, cpu, f"{row['peak_rss_mb'] / 1024:.1f}",
+                     row.get("date", content["machine"]["date"])])  # fmt: skip
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import tables
-from benchmarks.end_to_end import PARTS, rows_of
+from benchmarks.end_to_end import PARTS, rows_before, rows_of
 from benchmarks.harness import Timing, in_a_process, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
 from benchmarks.retrieval import hardness, local_dimension, synthetic_items
@@ -130,6 +130,15 @@ def test_end_to_end_prefers_trainings_whose_stages_were_not_cached(tmp_path):
     first, second = rows_of([tmp_path])
     assert (first["preset"], first["seed"], first["cpu_seconds"], first["seconds"]["all"]) == ("tuned", 2, 6.0, 12.0)
     assert (second["preset"], second["seed"], second["cpu_seconds"]) == ("user_id_only", 9, None)
+
+
+def test_end_to_end_keeps_what_the_folders_do_not_hold_with_its_date(tmp_path):
+    assert rows_before(tmp_path / "none.json") == []
+    rows = [{"dataset": "a", "preset": "tuned"}, {"dataset": "b", "preset": "tuned", "date": "older", "commit": "0"}]
+    (tmp_path / "r.json").write_text(json.dumps({"machine": {"date": "old"}, "commit": "1", "rows": rows}))
+    first, second = rows_before(tmp_path / "r.json")
+    assert (first["date"], first["commit"]) == ("old", "1") and (second["date"], second["commit"]) == ("older", "0")
+
 
 
 @pytest.mark.unit
