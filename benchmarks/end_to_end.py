@@ -4,8 +4,8 @@
 
 Nothing is trained here. ``recbole-tokenrec run`` and ``experiment`` keep records of what each training took; this
 collects TokenRec's from the folders named, one of each data set and preset: of those that were trained from end to end
-the first seed's. Rows of data sets and presets that are in none of the folders stay as they were, with their own date and
-commit. A stage that came out of the stage cache counts with the seconds that it took when it was trained; the
+the first seed's. Rows of data sets and presets that are in none of the folders stay as they were, with their own date
+and commit. A stage that came out of the stage cache counts with the seconds that it took when it was trained; the
 processor's seconds are then not known.
 """
 
