@@ -95,20 +95,17 @@ def available_presets() -> list[str]:
 
 
 def preset_values(name: str, loader=yaml.SafeLoader) -> dict:
-    """What the preset's file says, on top of the preset that its ``base`` names.
-
-    Its own keys beat the base's entries for data sets, too; its own entries for data sets come last.
-    """
+    """What the preset's file says, on top of the preset that its ``base`` names, the base's ``datasets`` included."""
     values = yaml.load((properties_dir() / "preset" / f"{name}.yaml").read_text(encoding="utf-8"), Loader=loader)
     base = values.pop("base", None)
     if not base:
         return values
-    below, own = preset_values(base, loader), values.pop("datasets", {})
+    below = preset_values(base, loader)
     entries = {
-        dataset: {**{key: value for key, value in entry.items() if key not in values}, **own.get(dataset, {})}
-        for dataset, entry in {**own, **below.get("datasets", {})}.items()
+        dataset: {key: value for key, value in entry.items() if key not in values}
+        for dataset, entry in below.get("datasets", {}).items()
     }
-    return {**below, **values, "datasets": entries}
+    return {**below, "datasets": entries, **values}
 
 
 def known_models() -> list[str]:

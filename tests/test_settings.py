@@ -29,12 +29,6 @@ def test_own_keys_of_a_preset_beat_the_data_sets_of_its_base():
     assert alone["cf_recency"] == tuned["cf_recency"]
 
 
-def test_a_preset_s_own_entries_for_data_sets_come_last():
-    tuned, alone = (preset_values(name)["datasets"]["ml-100k"] for name in ("tuned", "user_id_only"))
-    assert (tuned["llm_epochs"], alone["llm_epochs"]) == (24, 30)  # eight steps an epoch
-    assert alone["llm_eval_step"] == tuned["llm_eval_step"]
-
-
 def test_presets_differ_only_where_they_must():
     full, short = values("tuned"), values("user_id_only")
     assert {key for key in OPTIONS if full[key] != short[key]} == {"prompt_history", "prompt_decoder_items"}
