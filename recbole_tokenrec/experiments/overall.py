@@ -108,7 +108,7 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
     tables = [
         _table("Validation", figures, "valid"),
         _table("Test", figures, "test"),
-        Table("The paper's own numbers (quoted, test)", ["model", *_METRICS], _quoted_rows(paper)),
+        *([Table("The paper's own numbers (quoted, test)", ["model", *_METRICS], _quoted_rows(paper))] if paper else []),
         Table(
             "TokenRec against its rivals, NDCG@20, validation and test together",
             ["TokenRec row", "rival", "ratio", "95 % interval of the difference", "p"],
