@@ -105,10 +105,12 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
         for label, entry in entries.items()
     }
     comparisons = _comparisons(entries, with_order)
+    title = "The paper's own numbers (quoted, test)"
+    quoted_table = [Table(title, ["model", *_METRICS], _quoted_rows(paper))] if paper else []
     tables = [
         _table("Validation", figures, "valid"),
         _table("Test", figures, "test"),
-        *([Table("The paper's own numbers (quoted, test)", ["model", *_METRICS], _quoted_rows(paper))] if paper else []),
+        *quoted_table,
         Table(
             "TokenRec against its rivals, NDCG@20, validation and test together",
             ["TokenRec row", "rival", "ratio", "95 % interval of the difference", "p"],
