@@ -31,3 +31,9 @@ class TrainingError(TokenRecError):
 
 class OutputError(TokenRecError):
     """A result cannot be written: the disk is full, or the folder may not be written."""
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Whether it is a ``MemoryError``, or a ``RuntimeError`` by which torch says the same."""
+    told = "allocate" in str(error) or "out of memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)

@@ -29,7 +29,7 @@ import recbole_tokenrec
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
 from recbole_tokenrec.datacheck import load_data
-from recbole_tokenrec.errors import ConfigError, TokenRecError
+from recbole_tokenrec.errors import ConfigError, TokenRecError, is_want_of_memory
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
 from recbole_tokenrec.llm.backbone import weights_digest
@@ -219,8 +219,7 @@ def _told_of_recbole(name: str, trouble: str):
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        memory = "allocate" in str(error) or "out of memory" in str(error)
-        if name in MODELS or isinstance(error, TokenRecError) or memory:
+        if name in MODELS or isinstance(error, TokenRecError) or is_want_of_memory(error):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(f"model '{name}': {trouble} ({what})") from error

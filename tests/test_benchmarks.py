@@ -132,13 +132,13 @@ def test_end_to_end_prefers_trainings_whose_stages_were_not_cached(tmp_path):
     assert (second["preset"], second["seed"], second["cpu_seconds"]) == ("user_id_only", 9, None)
 
 
+@pytest.mark.unit
 def test_end_to_end_keeps_what_the_folders_do_not_hold_with_its_date(tmp_path):
     assert rows_before(tmp_path / "none.json") == []
     rows = [{"dataset": "a", "preset": "tuned"}, {"dataset": "b", "preset": "tuned", "date": "older", "commit": "0"}]
     (tmp_path / "r.json").write_text(json.dumps({"machine": {"date": "old"}, "commit": "1", "rows": rows}))
     first, second = rows_before(tmp_path / "r.json")
     assert (first["date"], first["commit"]) == ("old", "1") and (second["date"], second["commit"]) == ("older", "0")
-
 
 
 @pytest.mark.unit

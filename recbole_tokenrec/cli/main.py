@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from recbole_tokenrec.errors import TokenRecError
+from recbole_tokenrec.errors import TokenRecError, is_want_of_memory
 from recbole_tokenrec.measure import keep_freed_memory
 from recbole_tokenrec.training.distributed import leave
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
+        if not is_want_of_memory(error):
             raise
         print("error: there is not enough memory for these sizes; lower batch, embedding or codebook sizes "
               f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})", file=sys.stderr)
