@@ -6,11 +6,17 @@ hyper-parameter tuning, ``load_data_and_model`` and ``run(nproc=...)``. Nothing 
 """
 
 import configparser
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
-from recbole_tokenrec import compat
-from recbole_tokenrec.errors import (
+if util.find_spec("recbole") is None:
+    raise ImportError(
+        "recbole_tokenrec wants RecBole: pip install --no-deps recbole==1.2.1 (without its dependencies, since it asks "
+        "for a ray that Python 3.12 and newer cannot install; the others came with this package)"
+    )
+
+from recbole_tokenrec import compat  # noqa: E402
+from recbole_tokenrec.errors import (  # noqa: E402
     BackboneError,
     CheckpointError,
     ConfigError,

@@ -1,12 +1,16 @@
 """The wheel: holds every YAML, and runs in an empty folder without the checkout."""
 
+import configparser
 import os
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,3 +53,30 @@ def test_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "llm_epochs: 0 is not allowed" in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.unit
+def test_what_recbole_needs_is_asked_for_where_pip_cannot_install_it_whole():
+    """From Python 3.12 on the ray that RecBole asks for has no wheel: there it is installed without dependencies."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    ours = [Requirement(line) for line in config["options"]["install_requires"].split("\n") if line.strip()]
+    for python, recbole in (("3.11", True), ("3.12", False), ("3.14", False)):
+        asked = {
+            one.name: one for one in ours if one.marker is None or one.marker.evaluate({"python_version": python})
+        }
+        assert ("recbole" in asked) == recbole
+    wanted = [Requirement(line) for line in metadata.requires("recbole")]
+    wanted = [one for one in wanted if one.name != "ray" and not (one.marker and "extra" in str(one.marker))]
+    assert len(wanted) > 10
+    least = {one.name: min(Version(part.version) for part in one.specifier) for one in asked.values()}
+    for one in wanted:
+        assert least[one.name] >= min(Version(part.version) for part in one.specifier), one
+
+
+@pytest.mark.unit
+def test_without_recbole_the_import_says_how_to_install_it():
+    code = "from importlib import util; util.find_spec = lambda name: None; import recbole_tokenrec"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "pip install --no-deps recbole==1.2.1" in last, done.stderr[-2000:]
