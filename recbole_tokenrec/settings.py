@@ -59,8 +59,8 @@ def _stage(name: str, prefix: str) -> dict[str, Option]:
     """The keys that every stage has."""
     return {
         f"{prefix}_epochs": _int(f"Most epochs of the {name}.", 1),
-        f"{prefix}_learning_rate": _float(f"Peak learning rate of the {name}'s AdamW.", open_low=True),
-        f"{prefix}_weight_decay": _float(f"Weight decay of the {name}'s AdamW."),
+        f"{prefix}_learning_rate": _float(f"Peak learning rate of the {name}'s optimizer.", open_low=True),
+        f"{prefix}_weight_decay": _float(f"Weight decay of the {name}'s optimizer."),
     }
 
 
@@ -185,6 +185,11 @@ OPTIONS: dict[str, Option] = {
         "is soon known and then holds back.",
         "constant",
         "linear",
+    ),
+    "llm_optimizer": _choice(
+        "adamw; muon: the matrices of linear layers by Muon, which needs fewer epochs, all else by AdamW.",
+        "adamw",
+        "muon",
     ),
     "llm_ema": _float("Decay of the averaged weights that are evaluated; 0 evaluates the last step's.", 0, 0.9999),
     "llm_warmup_ratio": _float("Share of the steps in which the learning rate rises linearly.", 0, 1),

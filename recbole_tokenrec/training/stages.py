@@ -26,6 +26,7 @@ from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM,
 from recbole_tokenrec.settings import LLM_EPOCHS, LLM_STEPS
 from recbole_tokenrec.tokenizers import code_statistics
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
+from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 from recbole_tokenrec.training.parts import next_part, random_part, window_part, without_some
 
 
@@ -75,13 +76,17 @@ class Stage:
         """Called once before the first epoch, with the stage's random numbers."""
 
     def parameter_groups(self) -> list[dict]:
-        """What AdamW trains: weight decay on matrices, none on biases, norms and embeddings."""
+        """What the optimizer trains: weight decay on matrices, none on biases, norms and embeddings."""
         tables = {id(m.weight) for m in self.part.modules() if isinstance(m, torch.nn.Embedding)}
         groups = {True: [], False: []}
         for parameter in self.part.parameters():
             groups[parameter.dim() > 1 and id(parameter) not in tables].append(parameter)
         decay = self.option("weight_decay")
         return [{"params": ps, "weight_decay": decay if matrix else 0.0} for matrix, ps in groups.items() if ps]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new one over :meth:`parameter_groups`, at the peak learning rate."""
+        return torch.optim.AdamW(self.parameter_groups(), lr=self.option("learning_rate"))
 
     def batches(self, epoch: int) -> Iterable:
         raise NotImplementedError
@@ -381,6 +386,11 @@ class LLMStage(Stage):
                 model.llm.start_token_embeddings(ids, directions, self.settings.llm_token_scale, seed)
         if self.settings.llm_ema:
             self.average = AveragedModel(model.llm, multi_avg_fn=get_ema_multi_avg_fn(self.settings.llm_ema))
+
+    def optimizer(self):
+        if self.option("optimizer") == "adamw":
+            return super().optimizer()
+        return Muon(with_matrices_apart(self.parameter_groups(), self.part), lr=self.option("learning_rate"))
 
     def steps_per_epoch(self):
         return len(self.loader)

@@ -1,8 +1,9 @@
 """TokenRecTrainer: walks the stages of Section 2.5.1 inside RecBole's ``fit`` and ``evaluate``.
 
-Each stage has its own loader, AdamW, learning-rate schedule, epochs, early stopping on the validation metric and best
-state. Random numbers: torch, numpy and Python are seeded anew at the start of each epoch from (seed, stage, epoch), so
-that a cached or resumed stage leaves the later ones unchanged. What a killed run needs to go on is in ``progress.py``.
+Each stage has its own loader, optimizer, learning-rate schedule, epochs, early stopping on the validation metric and
+best state. Random numbers: torch, numpy and Python are seeded anew at the start of each epoch from (seed, stage,
+epoch), so that a cached or resumed stage leaves the later ones unchanged. What a killed run needs to go on is in
+``progress.py``.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class TokenRecTrainer(Trainer):
         self._seed(stage.name, "start")
         stage.start()
         epochs, steps = stage.epochs(), -(-stage.steps_per_epoch() // distributed.world())
-        self.optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate"))
+        self.optimizer = stage.optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_at(step, epochs * steps, stage.warmup_ratio, stage.lr_decay)
         )
