@@ -17,7 +17,8 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.settings import Option, check
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
-_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam", "muon")
+KNOW_MUON = ("SASRecCE", "BERT4RecCE", "S3RecCE")  # elsewhere RecBole would take Adam in its place
 # Metrics that are no TopkMetric and yet are reported at each k.
 _AT_K = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 
@@ -54,6 +55,9 @@ def check_common(config) -> None:
     for key, option in OPTIONS.items():
         if config[key] is not None:
             check(key, config[key], option)
+    if config["learner"] == "muon" and config["model"] not in KNOW_MUON:
+        allowed = f"{', '.join(_LEARNERS[:-1])}, and of {', '.join(KNOW_MUON)} muon"
+        raise ConfigError(f"learner: 'muon' is not allowed for {config['model']}; allowed: {allowed}")
     if len(config["field_separator"] or "") != 1:
         raise ConfigError(f"field_separator: {config['field_separator']!r} is not allowed; allowed: one character")
     if config["state"] is not None and str(config["state"]).lower() not in _LEVELS:

@@ -35,7 +35,9 @@ CONFIGURATION = [
     ("BPR", ["--learning_rate=.nan"], "learning_rate: nan is not allowed; allowed: float in (0, inf)"),
     ("BPR", ["--embedding_size=-4"], "embedding_size: -4 is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--learner=adma"], "learner: 'adma' is not allowed; allowed: one of adam, adamw, sgd, adagrad, rmsprop, "
-     "sparse_adam; did you mean 'adam'?"),
+     "sparse_adam, muon; did you mean 'adam'?"),
+    ("BPR", ["--learner=muon"], "learner: 'muon' is not allowed for BPR; allowed: adam, adamw, sgd, adagrad, rmsprop, "
+     "sparse_adam, and of SASRecCE, BERT4RecCE, S3RecCE muon"),
     ("BPR", ["--clip_grad_norm=x"], "clip_grad_norm: 'x' is not allowed; allowed: a mapping"),
     ("BPR", ["--use_gpu=maybe"], "use_gpu: 'maybe' is not allowed; allowed: true or false"),
     ("BPR", ["--state=LOUD"], "state: 'LOUD' is not allowed; allowed: one of debug, info, warning, error, critical"),

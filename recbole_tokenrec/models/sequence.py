@@ -26,6 +26,7 @@ from torch import nn
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.histories import Histories, take
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH, generator_for
+from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 
 
 class SequenceModel(GeneralRecommender):
@@ -142,12 +143,21 @@ class Windows:
 
 
 class SequenceTrainer(Trainer):
-    """RecBole's Trainer on :class:`Windows` in place of its interaction batches."""
+    """RecBole's Trainer on :class:`Windows` in place of its interaction batches.
+
+    ``learner: muon`` is known beside RecBole's own optimizers: TokenRec's, so that it can be asked of its rivals, too.
+    """
 
     def __init__(self, config, model):
         super().__init__(config, model)
         length = model.max_length + model.window_overlap
         self.loader = Windows(model.histories, config["train_batch_size"], length, model.window_overlap)
+
+    def _build_optimizer(self, **kwargs):
+        if self.learner != "muon":
+            return super()._build_optimizer(**kwargs)
+        group = {"params": list(self.model.parameters()), "weight_decay": self.weight_decay}
+        return Muon(with_matrices_apart([group], self.model), lr=self.learning_rate)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.loader.generator = generator_for(self.config["seed"], self.config["model"], epoch_idx)

@@ -5,9 +5,11 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_trainer
 
+from recbole_tokenrec.commonkeys import KNOW_MUON
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.models.sequence import Windows
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH
+from recbole_tokenrec.training.muon import Muon
 
 SMALL = {"hidden_size": 16, "inner_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 16}
 
@@ -126,6 +128,18 @@ def test_the_same_seed_gives_the_same_weights(name, build):
         trainer.fit(train, valid, verbose=False, saved=False)
         weights.append(model.item_embedding.weight.detach().clone())
     assert torch.equal(*weights)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", KNOW_MUON)
+def test_muon_trains_every_model_that_is_said_to_know_it(name, build):
+    config, model, train, valid, _ = build(name, **SMALL, learner="muon", epochs=8, learning_rate=0.01)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train, valid, verbose=False, saved=False)
+    assert type(trainer.optimizer) is Muon
+    assert trainer.optimizer.param_groups[1]["muon"] and len(trainer.optimizer.param_groups[1]["params"]) >= 12
+    losses = trainer.train_loss_dict
+    assert losses[max(losses)] < 0.98 * losses[0]
 
 
 @pytest.mark.unit
