@@ -55,7 +55,7 @@ def check_common(config) -> None:
     for key, option in OPTIONS.items():
         if config[key] is not None:
             check(key, config[key], option)
-    if config["learner"] == "muon" and config["model"] not in KNOW_MUON:
+    if config["learner"] == "muon" and config["model"] not in (*KNOW_MUON, "TokenRec"):  # which does not read it
         allowed = f"{', '.join(_LEARNERS[:-1])}, and of {', '.join(KNOW_MUON)} muon"
         raise ConfigError(f"learner: 'muon' is not allowed for {config['model']}; allowed: {allowed}")
     if len(config["field_separator"] or "") != 1:

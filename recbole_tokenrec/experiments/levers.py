@@ -32,6 +32,7 @@ VALUES = {
     "llm_dropout": (0.0, 0.1, 0.3),
     "llm_item_dropout": (0.0, 0.15, 0.3),
     "llm_distill": (0.0, 0.5, 0.8),
+    "llm_optimizer": ("adamw", "muon"),
     "llm_ema": (0.0, 0.98),
     "llm_target_weight": (0.25, 1.0),
     "llm_horizon": (1, 4, 8),
