@@ -37,9 +37,9 @@ def test_keys_that_came_later_have_a_value_beside_the_presets():
         llm_warmup_ratio llm_weight_decay mq_beta mq_codebook_lr_ratio mq_codebook_size mq_codeword_dim mq_epochs
         mq_hidden_size mq_kmeans_init mq_learning_rate mq_min_steps mq_num_codebooks mq_revive_dead mq_skip
         mq_train_batch_size mq_user_num_codebooks prompt_history prompt_max_history prompt_style
-    """.split()
+    """
     common = yaml.safe_load((properties_dir() / "model" / "TokenRec.yaml").read_text())
-    assert set(OPTIONS) - set(common) <= set(first)
+    assert set(OPTIONS) - set(common) <= set(first.split())
 
 
 def test_own_keys_of_a_preset_beat_the_data_sets_of_its_base():
