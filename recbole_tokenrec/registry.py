@@ -95,17 +95,21 @@ def available_presets() -> list[str]:
 
 
 def preset_values(name: str, loader=yaml.SafeLoader) -> dict:
-    """What the preset's file says, on top of the preset that its ``base`` names, the base's ``datasets`` included."""
+    """What the preset's file says, on top of the preset that its ``base`` names, the base's ``datasets`` included.
+
+    For a data set its own entry in ``datasets`` wins over what it says for all, and that over the base's entry.
+    """
     values = yaml.load((properties_dir() / "preset" / f"{name}.yaml").read_text(encoding="utf-8"), Loader=loader)
     base = values.pop("base", None)
     if not base:
         return values
-    below = preset_values(base, loader)
+    below, own = preset_values(base, loader), values.pop("datasets", {})
     entries = {
         dataset: {key: value for key, value in entry.items() if key not in values}
         for dataset, entry in below.get("datasets", {}).items()
     }
-    return {**below, "datasets": entries, **values}
+    entries.update({dataset: {**entries.get(dataset, {}), **entry} for dataset, entry in own.items()})
+    return {**below, **values, "datasets": entries}
 
 
 def known_models() -> list[str]:

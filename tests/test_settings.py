@@ -48,6 +48,12 @@ def test_own_keys_of_a_preset_beat_the_data_sets_of_its_base():
     assert alone["cf_recency"] == tuned["cf_recency"]
 
 
+def test_a_preset_adds_to_the_data_sets_of_its_base():
+    tuned, alone = (preset_values(name)["datasets"]["lastfm"] for name in ("tuned", "user_id_only"))
+    assert alone["cf_targets"] == tuned["cf_targets"] and "llm_temperature" not in tuned
+    assert alone["llm_temperature"] != preset_values("user_id_only")["llm_temperature"]
+
+
 def test_presets_differ_only_where_they_must():
     full, short = values("tuned"), values("user_id_only")
     assert {key for key in OPTIONS if full[key] != short[key]} == {"prompt_history", "prompt_decoder_items"}

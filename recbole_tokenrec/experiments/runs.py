@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
+from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import need_ranks, with_ranks
@@ -55,11 +56,18 @@ class Bench(NamedTuple):
     overrides: dict = {}
 
     def config(self, run: Run, seed: int):
-        """RecBole's ``Config`` of one training; the user's keys win over those of the row, except the seed.
+        """RecBole's ``Config`` of one training: the row's keys, and the user's for all rows.
 
         Raises:
-            ConfigError: a key that no model of RecBole's or ours has, or a wrong value.
+            ConfigError: a key that no model of RecBole's or ours has, a wrong value, or a key that makes the row what
+                it is.
         """
+        for key in run.keys:
+            if self.overrides.get(key, run.keys[key]) != run.keys[key]:
+                raise ConfigError(
+                    f"{key}: {self.overrides[key]!r} was set for every row, but row '{run.label}' is what it is by "
+                    f"{key}: {run.keys[key]!r}; leave the key out, or the row"
+                )
         keys = {**run.keys, **self.overrides, "seed": seed}
         known = known_keys(run.model).union(*map(known_keys, MODELS))
         if run.preset:

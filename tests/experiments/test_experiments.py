@@ -238,7 +238,8 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["overall", "--metrics=[GAUC]", "--valid_metric=GAUC"], "metrics: ['GAUC'] is not allowed"),
         (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
-        (["masking", "--mq_masking_ratio=2"], "mq_masking_ratio: 2"),
+        (["ablation", "--mq_beta=-1"], "mq_beta: -1"),
+        (["masking", "--mq_masking_ratio=0.3"], "0.3 was set for every row, but row 'rho = 0.0' is what it is"),
         (["levers", "--only", "cf_temprature"], "only: 'cf_temprature' is not known; did you mean 'cf_temperature'?"),
     ],
 )
