@@ -28,6 +28,7 @@ from recbole_tokenrec.errors import ConfigError, DataError
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, LLM
 from recbole_tokenrec.snapshot import DataSnapshot
+from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import generator_for
 from recbole_tokenrec.training.stages import CollaborativeStage
 
@@ -291,7 +292,7 @@ def _train_on(model, epochs: int) -> None:
         for number in range(len(members_of(model.collaborative))):
             stage = CollaborativeStage(model, None, number)
             stage.start()
-            optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=stage.option("learning_rate") * _FINE_TUNE_RATE)
+            optimizer = adamw(stage.parameter_groups(), lr=stage.option("learning_rate") * _FINE_TUNE_RATE)
             for epoch in range(epochs):
                 for interaction in stage.batches(epoch):
                     loss = model.calculate_loss(interaction.to(model.item_vectors.device))

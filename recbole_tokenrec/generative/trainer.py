@@ -10,6 +10,7 @@ from recbole.utils import set_color
 from recbole_tokenrec.checkpoints import plain_config, save_checkpoint
 from recbole_tokenrec.generative.cuts import Cuts
 from recbole_tokenrec.snapshot import DataSnapshot
+from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import derived_seed
 
 
@@ -76,7 +77,7 @@ class GenerativeTrainer(Trainer):
             {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
         groups = [{"ratio": 1.0, **group} for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, eps=1e-6)
+        return adamw(groups, lr=self.learning_rate, eps=1e-6)
 
     def _set_rate(self, step: int) -> None:
         self._steps = step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from recbole_tokenrec.tokenizers.mq import ROWS_PER_CODEWORD, MQTokenizer, k_means, nearest_codeword, some_rows
+from recbole_tokenrec.tokenizers.mq import MQTokenizer, nearest_codeword
 
 
 class KMeansTokenizer(MQTokenizer):
@@ -31,14 +31,6 @@ class KMeansTokenizer(MQTokenizer):
     def loss(self, output) -> torch.Tensor:
         """The reconstruction alone: there is no encoder to commit and no codebook to learn."""
         return output.losses["reconstruction"]
-
-    @torch.no_grad()
-    def start_from(self, x: torch.Tensor, seed: int) -> None:
-        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
-        self.split_space(self.standardise(x))
-        for way, part in enumerate(self.encoded_in_chunks(x)):
-            centres = k_means(part, self.codebook_size, seed + way)
-            self.codebooks[way, : len(centres)] = centres
 
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
         return 0

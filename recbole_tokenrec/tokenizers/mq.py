@@ -26,8 +26,7 @@ from recbole_tokenrec.tokenizers.base import IDTokenizer, TokenizerOutput
 
 _MINI_BATCH_ABOVE = 50_000  # rows from which full k-means costs more than it gains
 ROWS_PER_CODEWORD = 256  # more data than that moves a k-means centre no further; what FAISS takes too
-_CHUNK = 8192  # rows that go through the encoders at once
-_MOST_DISTANCES = 2**22  # of one product of encoded rows and codewords: 16 MiB, about what a cache holds
+_MOST_DISTANCES = 2**22  # numbers of one array of many rows and all codebooks: 16 MiB, about what a cache holds
 
 
 class KWayMLP(nn.Module):
@@ -192,21 +191,32 @@ class MQTokenizer(IDTokenizer):
 
         The principal axes of ``x`` (n, d) are dealt out to the K encoders, largest first, each to the encoder whose
         axes have the least product of variances so far; the decoder's short cut turns them back. The networks
-        beside the short cuts start near 0. With fewer distinct rows than codewords the remaining codewords are left
-        where they are; of many rows a random part is enough.
+        beside the short cuts start near 0, so each codebook's clusters are found in the d / K coordinates of its own
+        axes; its codewords are the clusters' means as encoded. With fewer distinct rows than codewords the
+        remaining codewords are left where they are; of many rows a random part is enough.
         """
-        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
-        if self.encoder_skip is not None:
-            self.split_space(self.standardise(x))
-        for way, rows in enumerate(self.encoded_in_chunks(x)):  # (n, d_c) of (K, n, d_c)
-            centres = k_means(rows, self.codebook_size, seed + way)
-            self.codebooks[way, : len(centres)] = centres
+        x = self.standardise(some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed))
+        along = self.split_space(x) if self.encoder_skip is not None else []
+        if any(rows.shape[1] == 0 for rows in along) or not along:  # no axes of its own to tell rows apart by
+            along = self.encoded_in_chunks(x)
+        labels = torch.stack([k_means(rows, self.codebook_size, seed + way) for way, rows in enumerate(along)])
+        totals, counts = torch.zeros_like(self.codebooks), torch.zeros_like(self.codebooks[..., :1])
+        for part, label in zip(x.split(self.rows_at_once()), labels.split(self.rows_at_once(), dim=1)):
+            for way, rows in enumerate(self.encoded(part)):  # (b, d_c) of (K, b, d_c)
+                totals[way].index_add_(0, label[way], rows)
+                counts[way].index_add_(0, label[way], torch.ones_like(rows[:, :1]))
+        self.codebooks.copy_(torch.where(counts > 0, totals / counts.clamp_min(1), self.codebooks))
 
     def encoded_in_chunks(self, x: torch.Tensor) -> torch.Tensor:
-        """:meth:`encoded` of many rows (n, d) -> (K, n, d_c), the hidden layers never wider than a chunk."""
-        return torch.cat([self.encoded(self.standardise(part)) for part in x.split(_CHUNK)], dim=1)
+        """:meth:`encoded` of many standardised rows (n, d) -> (K, n, d_c), few at once."""
+        return torch.cat([self.encoded(part) for part in x.split(self.rows_at_once())], dim=1)
 
-    def split_space(self, x: torch.Tensor) -> None:
+    def rows_at_once(self) -> int:
+        """So many that no array of :meth:`encoded` leaves the cache."""
+        return max(1, _MOST_DISTANCES // (self.codebooks.shape[0] * self.codebooks.shape[2]))
+
+    def split_space(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Short cuts along the principal axes of standardised ``x`` (n, d); its coordinates (n, d / K) for each way."""
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))  # ascending
         variance, axes = variance.flip(0).clamp_min(1e-6), axes.flip(1)
         width = self.codebooks.shape[2]
@@ -226,6 +236,7 @@ class MQTokenizer(IDTokenizer):
         if self.encoders is not None:
             self.encoders.weights[-1].mul_(0.05)
             self.decoder[-1].weight.mul_(0.05)
+        return [x @ axes[:, part] for part in parts]
 
     @torch.no_grad()
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
@@ -252,8 +263,9 @@ class FrozenMQTokenizer(MQTokenizer):
             if module is not None:
                 module.requires_grad_(False)
 
-    def split_space(self, x: torch.Tensor) -> None:
+    def split_space(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The encoders keep their random start."""
+        return []
 
 
 def some_rows(x: torch.Tensor, most: int, seed: int) -> torch.Tensor:
@@ -265,14 +277,15 @@ def some_rows(x: torch.Tensor, most: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def k_means(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
-    """Centres (at most ``size``, d) of ``rows`` (n, d): as many as there are distinct rows, if those are fewer."""
-    distinct = torch.unique(rows, dim=0).cpu().numpy()
+    """Clusters (n,) int64 of ``rows`` (n, d): at most ``size``, and as many as rows differ, if those are fewer."""
+    distinct, places = torch.unique(rows, dim=0, return_inverse=True)
     clusters = min(size, len(distinct))
     method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
     with warnings.catch_warnings():  # rows that differ by rounding only share a centre: no reason to warn
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++").fit(distinct)
-    return torch.from_numpy(fitted.cluster_centers_).to(rows)
+        fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++")
+        labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
+    return torch.from_numpy(labels).long().to(rows.device)[places]
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -72,13 +72,15 @@ class RQTokenizer(MQTokenizer):
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor, seed: int) -> None:
-        x = some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed)
+        x = self.standardise(some_rows(x, ROWS_PER_CODEWORD * self.codebook_size, seed))
         if self.encoder_skip is not None:
-            self.split_space(self.standardise(x))
+            self.split_space(x)
         rest = self.encoded_in_chunks(x)[0]
         for level, book in enumerate(self.codebooks):
-            centres = k_means(rest, self.codebook_size, seed + level)
-            book[: len(centres)] = centres
+            labels = k_means(rest, self.codebook_size, seed + level)
+            counts = labels.bincount(minlength=len(book)).unsqueeze(1)
+            means = torch.zeros_like(book).index_add_(0, labels, rest) / counts.clamp_min(1)
+            book.copy_(torch.where(counts > 0, means, book))
             rest = rest - book[nearest_codeword(rest.unsqueeze(0), book.unsqueeze(0))[0]]
 
     @torch.no_grad()

@@ -16,6 +16,8 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from recbole_tokenrec.training.adamw import FUSED
+
 MOMENTUM = 0.95
 _STEPS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # Jordan's polynomial: steep at 0, and never far from 1 once it is there
@@ -29,6 +31,9 @@ class Muon(torch.optim.AdamW):
         groups: parameter groups, of :func:`with_matrices_apart`.
         lr: learning rate of all of them.
     """
+
+    def __init__(self, groups: list[dict], lr: float):
+        super().__init__(groups, lr=lr, fused=FUSED)
 
     def step(self, closure=None):
         every = self.param_groups

@@ -25,6 +25,7 @@ from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.settings import LLM_EPOCHS, LLM_STEPS
 from recbole_tokenrec.tokenizers import code_statistics
+from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
 from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 from recbole_tokenrec.training.parts import next_part, random_part, window_part, without_some
@@ -86,7 +87,7 @@ class Stage:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A new one over :meth:`parameter_groups`, at the peak learning rate."""
-        return torch.optim.AdamW(self.parameter_groups(), lr=self.option("learning_rate"))
+        return adamw(self.parameter_groups(), lr=self.option("learning_rate"))
 
     def batches(self, epoch: int) -> Iterable:
         raise NotImplementedError

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from recbole.trainer import Trainer
 
+from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import generator_for
 from recbole_tokenrec.training.trainer import learning_rate_at
 
@@ -38,7 +39,7 @@ class LightGCNSoftmaxTrainer(Trainer):
         self.steps = 0
 
     def _build_optimizer(self, **kwargs):
-        return super()._build_optimizer(**{**kwargs, "learner": "adamw"})
+        return adamw(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _before_step(self) -> None:
         rate = self.learning_rate * learning_rate_at(self.steps, self.epochs * len(self.loader), 0.05, "cosine")

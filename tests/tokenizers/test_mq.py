@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_tokenrec.tokenizers import MQTokenizer
+from recbole_tokenrec.tokenizers import TOKENIZERS, MQTokenizer
 from recbole_tokenrec.tokenizers.mq import KWayMLP, k_means, nearest_codeword
 
 pytestmark = pytest.mark.unit
@@ -201,10 +201,9 @@ def test_a_start_from_the_data_gives_every_codebook_something_of_its_own():
 def test_parts_of_a_large_job_give_what_the_whole_gives(monkeypatch):
     tokenizer = small()
     x = torch.randn(50, 6)
-    encoded = tokenizer.encoded(tokenizer.standardise(x))
+    encoded = tokenizer.encoded(x)
     whole = nearest_codeword(encoded, tokenizer.codebooks)
     monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._MOST_DISTANCES", 3 * 8 * 7)  # seven rows at once
-    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._CHUNK", 11)
     assert torch.equal(nearest_codeword(encoded, tokenizer.codebooks), whole)
     torch.testing.assert_close(tokenizer.encoded_in_chunks(x), encoded)
 
@@ -230,5 +229,31 @@ def test_a_start_from_many_rows_reads_a_part_of_them(monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_k_means_of_rows_that_differ_by_rounding_only_does_not_warn():
     rows = torch.eye(4).repeat(10, 1) + 1e-8 * torch.arange(40).unsqueeze(1)
-    centres = k_means(rows, 12, seed=0)
-    assert torch.isfinite(centres).all() and len((1e4 * centres).round().unique(dim=0)) == 4
+    labels = k_means(rows, 12, seed=0).reshape(10, 4)
+    assert labels.max() < 12 and labels.min() >= 0
+    assert len({label for column in labels.T for label in column.unique().tolist()}) == sum(
+        len(column.unique()) for column in labels.T
+    )  # rows of two axes share no cluster
+
+
+def test_k_means_gives_equal_rows_one_cluster_and_needs_no_more_rows_than_clusters():
+    rows = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 1.0], [9.0, 0.0]])
+    labels = k_means(rows, 8, seed=0)
+    assert labels.dtype == torch.int64 and labels[0] == labels[2] and len(labels.unique()) == 3
+
+
+@pytest.mark.parametrize("name, ways", [("mq", 3), ("mq", 20), ("kmeans", 3), ("kmeans", 20), ("mq_frozen", 3)])
+def test_codewords_start_at_the_means_of_their_clusters_as_encoded(name, ways, monkeypatch):
+    """With more codebooks than dimensions (20 of 12), too, where some have no axes of their own."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 12)
+    tokenizer = TOKENIZERS[name](12, ways, 16, codeword_dim=12, hidden_size=16, skip=True)
+    tokenizer.fit_scale(x)
+    given = []
+    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq.k_means", lambda *a: given.append(k_means(*a)) or given[-1])
+    monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._MOST_DISTANCES", ways * 12 * 70)  # seventy rows at once
+    tokenizer.start_from(x, seed=0)
+    encoded = tokenizer.encoded(tokenizer.standardise(x))
+    for way, labels in enumerate(given):
+        for label in labels.unique():
+            torch.testing.assert_close(tokenizer.codebooks[way, label], encoded[way, labels == label].mean(dim=0))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.muon import Muon, orthogonalised, with_matrices_apart
 
 pytestmark = pytest.mark.unit
@@ -72,7 +73,7 @@ def test_all_else_is_adamw_to_the_bit(small):
         for part in (model.first, model.second, model.last):
             part.weight.requires_grad_(False)
     steps(small, Muon(groups(small), lr=0.01), 5)
-    steps(other, torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.1), 5)
+    steps(other, adamw(other.parameters(), lr=0.01, weight_decay=0.1), 5)
     for one, two in zip(small.parameters(), other.parameters()):
         assert torch.equal(one, two)
 
