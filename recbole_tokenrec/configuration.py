@@ -64,14 +64,16 @@ def make_config(
     overrides = dict(overrides or {})
     known = known_keys(model) if known is None else known
     for chosen in (*map(_read_yaml, config_files), overrides):
+        if chosen.get("preset") and "preset" not in known:
+            raise no_presets(chosen["preset"], model)
         for key in set(chosen) - known if model == "TokenRec" else ():
             if stages := _of_stages(key):
                 raise ConfigError(f"{key}: TokenRec trains in stages, each with a key of its own: {', '.join(stages)}")
         reject_unknown(chosen, known)
     defaults = _table_defaults(model, dataset)
-    keys = {**defaults, **merged(config_files), **overrides}
-    if isinstance(keys.get("eval_args"), dict):  # in part: the rest stays as it is
-        keys["eval_args"] = {**defaults.get("eval_args", {}), **keys["eval_args"]}
+    keys = together(defaults, merged(config_files), overrides)
+    if model != "TokenRec":  # of several models in a table
+        keys.pop("preset", None)
     if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
         raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
     with quiet_argv():
@@ -125,10 +127,23 @@ def _table_defaults(model: str, dataset: str) -> dict:
 
 def merged(files) -> dict:
     """The files' keys, later files winning."""
+    return together(*map(_read_yaml, files))
+
+
+def together(*settings: dict) -> dict:
+    """All keys, later ones winning; of ``eval_args`` each part by itself, so that a part leaves the rest as it is."""
     result = {}
-    for file in files:
-        result.update(_read_yaml(file))
+    for chosen in settings:
+        parts = [one["eval_args"] for one in (result, chosen) if isinstance(one.get("eval_args"), dict)]
+        result.update(chosen)
+        if len(parts) == 2:
+            result["eval_args"] = {**parts[0], **parts[1]}
     return result
+
+
+def no_presets(preset, model: str) -> ConfigError:
+    """What to raise where ``model`` is given a preset."""
+    return ConfigError(f"preset: {preset!r} was set, but {model} has no presets; allowed: for TokenRec only")
 
 
 def known_keys(model: str) -> set[str]:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import recbole_tokenrec
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
-from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
+from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, no_presets
 from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.errors import ConfigError, TokenRecError, is_want_of_memory
 from recbole_tokenrec.files import written_whole
@@ -37,6 +37,7 @@ from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
+from recbole_tokenrec.sources import code_digest
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.progress import resume_options
 from recbole_tokenrec.training.resume import ResumableTraining
@@ -65,7 +66,7 @@ def run_models(
             rows of the same configuration, versions and data are kept, and the running model goes on where it was.
     """
     if preset and "TokenRec" not in models:
-        raise ConfigError(f"preset: {preset!r} was set, but {', '.join(models)} has no presets")
+        raise no_presets(preset, ", ".join(models))
     if distributed.active() and set(models) != {"TokenRec"}:
         raise ConfigError(f"model: {', '.join(models)}: TokenRec alone can be trained by several processes (torchrun)")
     known = set().union(*(known_keys(name) for name in models))
@@ -289,11 +290,12 @@ def describe_data(config, dataset, train_data) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of what decides the numbers; ``code`` is a digest of this package's own."""
     names = ("recbole", "torch", "transformers", "numpy", "scipy", "pandas", "scikit-learn")
     found = {name: metadata.version(name) for name in names}
     found["torch"] = torch.__version__  # with its build, +cpu or +cu130
-    return {"recbole-tokenrec": recbole_tokenrec.__version__, "python": platform.python_version(), **found}
+    ours = {"recbole-tokenrec": recbole_tokenrec.__version__, "code": code_digest()}
+    return {**ours, "python": platform.python_version(), **found}
 
 
 def plain(value):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_tokenrec.configuration import make_config, parse_value
+from recbole_tokenrec.configuration import known_keys, make_config, parse_value
 from recbole_tokenrec.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -41,6 +41,24 @@ def test_a_part_of_eval_args_leaves_the_rest(model, part, tmp_path):
         assert chosen["eval_args"] == expected
 
 
+def test_parts_of_eval_args_in_several_places_add_up(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("eval_args: {order: RO}\n")
+    second.write_text("eval_args: {group_by: user}\n")
+    for model in ("TokenRec", "BPR"):
+        chosen = make_config(model, "ml-100k", [first, second], {"eval_args": {"mode": "uni10"}, **QUIET})["eval_args"]
+        assert chosen["order"] == "RO" and chosen["mode"] == {"valid": "uni10", "test": "uni10"}
+        assert chosen["split"] == {"LS": "valid_and_test"}
+
+
+def test_a_preset_in_a_file_is_tokenrecs_and_no_hindrance_to_the_others_of_a_table(tmp_path):
+    file = tmp_path / "preset.yaml"
+    file.write_text("preset: user_id_only\n")
+    known = known_keys("TokenRec") | known_keys("LightGCNSoftmax")
+    assert make_config("TokenRec", "ml-100k", [file], QUIET, known)["prompt_history"] is False
+    assert not make_config("LightGCNSoftmax", "ml-100k", [file], QUIET, known)["preset"]
+
+
 def test_later_settings_win(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("mq_codebook_size: 32\nllm_epochs: 7\n")
@@ -63,6 +81,8 @@ def test_presets_have_entries_for_data_sets():
         ("TokenRec", {"preset": "tunde"}, "allowed: paper, tuned, user_id_only"),
         ("BPR", {"embeding_size": 3}, "did you mean 'embedding_size'"),
         ("TokenRek", {}, "TokenRec"),
+        ("Pop", {"preset": "tuned"}, "preset: 'tuned' was set, but Pop has no presets"),
+        ("LightGCNSoftmax", {"preset": "tuned"}, "preset: 'tuned' was set, but LightGCNSoftmax has no presets"),
     ],
 )
 def test_mistakes(model, keys, text):

@@ -46,7 +46,7 @@ def read_histories(histories, uid_field: str, iid_field: str, time_field: str) -
             that), a mapping user -> items, or the items of one nameless user.
 
     Raises:
-        DataError: none of these.
+        DataError: none of these, or a user's items are no sequence.
     """
     if isinstance(histories, pd.DataFrame):
         users, items = read_interactions(histories, uid_field, iid_field, time_field)
@@ -55,6 +55,11 @@ def read_histories(histories, uid_field: str, iid_field: str, time_field: str) -
             result.setdefault(user, []).append(item)
         return result
     if isinstance(histories, Mapping):
+        for user, items in histories.items():
+            if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):
+                raise DataError(
+                    f"histories: user {user!r} has {items!r}, which is not allowed; allowed: a sequence of items"
+                )
         return {raw_id(user): [raw_id(item) for item in items] for user, items in histories.items()}
     if isinstance(histories, str) or not isinstance(histories, Iterable):
         raise DataError(

@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from recbole_tokenrec.cli.run import add_common_arguments, overrides_of
-from recbole_tokenrec.configuration import NO_MATTER
+from recbole_tokenrec.configuration import NO_MATTER, merged
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import NAMES
 
@@ -41,7 +41,11 @@ def run(arguments, rest: list[str]) -> int:
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not allowed; allowed: int in [1, inf)")
     overrides = overrides_of(arguments, rest)
-    first = overrides.pop("seed", 2020)
+    given = {"seed": 2020, "preset": "tuned", **merged(arguments.config_files), **overrides}
+    first = given["seed"]
+    overrides.pop("seed", None)
+    if getattr(arguments, "preset", "") is None:  # an experiment of one preset, which the command does not name
+        arguments.preset = given["preset"]
     if not isinstance(first, int):
         raise ConfigError(f"seed: {first!r} is not allowed; allowed: int in [0, inf)")
     folder = Path(arguments.output_dir) / "experiments" / arguments.name / arguments.dataset
@@ -54,20 +58,27 @@ def run(arguments, rest: list[str]) -> int:
     )
     module = importlib.import_module(f"recbole_tokenrec.experiments.{arguments.name}")
     report = module.run(bench, arguments)
-    paths = write_report(report, folder, _command(arguments, module, rest))
+    paths = write_report(report, folder, _command(arguments, module, rest, first))
     print(paths[1].read_text(encoding="utf-8"))
     print("\n".join(f"written: {path}" for path in paths))
     return 0
 
 
-def _command(arguments, module, rest: list[str]) -> str:
-    """The command to type for the same numbers, without what no number depends on, such as where files lie."""
+def _command(arguments, module, rest: list[str], first: int) -> str:
+    """The command to type for the same numbers, without what no number depends on, such as where files lie.
+
+    ``first``: the first seed.
+    """
     words = ["recbole-tokenrec", "experiment", arguments.name, "--dataset", arguments.dataset]
     if arguments.seeds != 1:
         words += ["--seeds", str(arguments.seeds)]
     for key, value in vars(arguments).items():
         if key in getattr(module, "ARGUMENTS", ()) and value is not None:
             words += [f"--{key}", str(value)]
+    if first != 2020:
+        words += ["--seed", str(first)]
+    if arguments.config_files:
+        words += ["--config_files", *arguments.config_files]
     if arguments.data_path:
         words += ["--data_path", "DATA"]
     return shlex.join(words + [text for text in rest if text.lstrip("-").split("=")[0] not in NO_MATTER])

@@ -26,7 +26,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on where the same command was killed: same numbers as uninterrupted"
     )
-    parser.add_argument("--result_file", help="JSON file (default: OUTPUT_DIR/DATASET-MODELS-SEED.json)")
+    parser.add_argument(
+        "--result_file", help="JSON file (default: OUTPUT_DIR/DATASET-MODELS[-PRESET]-SEED.json, no PRESET for tuned)"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -61,8 +63,10 @@ def run(arguments, rest: list[str]) -> int:
     preset = overrides.pop("preset", None)
     if arguments.resume:
         overrides["resume"] = True
-    seed = {"seed": 2020, **merged(arguments.config_files), **overrides}["seed"]
-    path = arguments.result_file or Path(arguments.output_dir) / f"{arguments.dataset}-{'-'.join(models)}-{seed}.json"
+    given = {"seed": 2020, "preset": "tuned", **merged(arguments.config_files), **overrides}
+    shown = preset or given["preset"]
+    name = "-".join([arguments.dataset, *models, *([str(shown)] if shown != "tuned" else []), str(given["seed"])])
+    path = arguments.result_file or Path(arguments.output_dir) / f"{name}.json"
     with process_group(overrides.get("distributed_timeout", 600), overrides.get("use_gpu", True)):
         if not is_first():
             overrides.update(state="ERROR", show_progress=False)

@@ -1,8 +1,8 @@
 """Trainings of an experiment, each kept in a JSON file of its own, so that nothing is trained twice.
 
-A file's name holds a hash of what its numbers depend on: the configuration, the data file, and the versions. Change any
-and the training is done anew; otherwise its numbers are read back. Beside the metrics a file holds every user's rank of
-the held-out item, which the significance tests read.
+A file's name holds a hash of what its numbers depend on: the configuration, the data file, the versions and the code
+(``sources.py``). Change any and the training is done anew; otherwise its numbers are read back. Beside the metrics a
+file holds every user's rank of the held-out item, which the significance tests read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config
+from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, merged, together
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
@@ -62,16 +62,16 @@ class Bench(NamedTuple):
             ConfigError: a key that no model of RecBole's or ours has, a wrong value, or a key that makes the row what
                 it is.
         """
-        for key in run.keys:
-            if self.overrides.get(key, run.keys[key]) != run.keys[key]:
+        given = together(merged(self.config_files), self.overrides)
+        own = {**run.keys, **({"preset": run.preset} if run.preset else {})}
+        for key, value in own.items():
+            if given.get(key, value) != value:
                 raise ConfigError(
-                    f"{key}: {self.overrides[key]!r} was set for every row, but row '{run.label}' is what it is by "
-                    f"{key}: {run.keys[key]!r}; leave the key out, or the row"
+                    f"{key}: {given[key]!r} was set for every row, but row '{run.label}' is what it is by "
+                    f"{key}: {value!r}; leave the key out, or the row"
                 )
-        keys = {**run.keys, **self.overrides, "seed": seed}
+        keys = {**self.overrides, **own, "seed": seed}
         known = known_keys(run.model).union(*map(known_keys, MODELS))
-        if run.preset:
-            keys["preset"] = run.preset
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
         need_ranks(config)
         if run.model == "TokenRec":

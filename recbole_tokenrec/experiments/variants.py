@@ -12,7 +12,7 @@ METRICS = ("hit@20", "ndcg@20")
 
 def add_preset_argument(parser) -> None:
     parser.add_argument(
-        "--preset", default="tuned", help=f"base of all variants: {', '.join(available_presets())} (default: tuned)"
+        "--preset", help=f"base of all variants: {', '.join(available_presets())} (default: tuned)"
     )
 
 

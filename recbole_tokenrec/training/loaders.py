@@ -41,7 +41,7 @@ def users_with(histories: Histories, least: int) -> torch.Tensor:
     if not len(users):
         raise DataError(
             f"no user has {least} training interactions, which is the least to learn the next items from; set "
-            "cf_targets: all (LightGCNSoftmax: targets: all) and prompt_order: shuffled"
+            "cf_targets: all (LightGCNSoftmax: targets: all), prompt_order: shuffled and prompt_decoder_items: 0"
         )
     return users
 

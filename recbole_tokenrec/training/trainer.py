@@ -29,6 +29,7 @@ from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.snapshot import DataSnapshot
+from recbole_tokenrec.sources import code_digest
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
 from recbole_tokenrec.training.loaders import derived_seed
@@ -418,7 +419,7 @@ class TokenRecTrainer(Trainer):
             "data": data_fingerprint(self.model, valid_data),
             "seed": self.model.seed,
             "evaluation": [config[key] for key in ("eval_args", "valid_metric", "train_neg_sample_args")],
-            "versions": [torch.__version__, recbole_tokenrec.__version__],
+            "versions": [torch.__version__, recbole_tokenrec.__version__, code_digest()],
             **({"precision": "bf16"} if self.model.low_precision else {}),  # as resolved: auto differs by machine
         }
         return StageCache(f"{self.checkpoint_dir}/stage_cache" if settings.stage_cache else None, context)

@@ -107,6 +107,12 @@ def test_unknown_items_are_reported(recommender):
         assert set(recommender.recommend(histories=["g9i9"])["kind"]) == {"cold"}
 
 
+@pytest.mark.parametrize("items", ["50", None, 50, {"g0i1": 1}])
+def test_items_of_a_history_are_a_sequence_never_the_letters_of_a_text(recommender, items):
+    with pytest.raises(DataError, match=r"histories: user 'x' has .* not allowed; allowed: a sequence of items"):
+        recommender.recommend(histories={"x": items})
+
+
 def test_candidates(recommender):
     chosen = ["g0i1", "g2i2", "g2i3", "g1i1"]
     with pytest.warns(UnknownItemsWarning, match="these candidates, they were left out: what"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recbole_tokenrec.cli import run
 from recbole_tokenrec.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,26 @@ def test_result_file_is_named_by_the_seed_that_counts(toy_data, tmp_path, capsys
         assert main(["run", "--model", "Pop", "--dataset", "toy", "--config_files", "seven.yaml", *where, *more]) == 0
         assert json.loads((tmp_path / "out" / f"toy-Pop-{seed}.json").read_text())["seed"] == seed
     capsys.readouterr()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("text", "arguments", "name"),
+    [
+        ("", [], "ml-100k-TokenRec-2020.json"),
+        ("", ["--preset", "tuned"], "ml-100k-TokenRec-2020.json"),
+        ("", ["--preset", "paper", "--seed", "4"], "ml-100k-TokenRec-paper-4.json"),
+        ("preset: user_id_only", [], "ml-100k-TokenRec-user_id_only-2020.json"),
+        ("preset: user_id_only", ["--preset", "tuned"], "ml-100k-TokenRec-2020.json"),
+    ],
+)
+def test_result_files_of_two_presets_do_not_overwrite_each_other(text, arguments, name, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(text)
+    given = {}
+    monkeypatch.setattr(run, "run_models", lambda *_, result_file: given.update(file=result_file) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "--output_dir", str(tmp_path), "--config_files", str(tmp_path / "mine.yaml"), *arguments])
+    assert given["file"] == tmp_path / name
 
 
 @pytest.mark.recipe
@@ -73,6 +94,7 @@ def test_models_of_every_kind_run(model, toy_data, capsys):
         (["--dataset", "nowhere"], "does not exist"),
         (["--model", "TokenRek"], "TokenRec"),
         (["--model", ","], "at least one name"),
+        (["--model", "Pop,EASE", "--preset", "paper"], "preset: 'paper' was set, but Pop, EASE has no presets"),
         (["--preset", "best"], "allowed: paper, tuned, user_id_only"),
         (["--llm_backbone=t5-scratch-giant"], "from-scratch preset: t5-scratch-mini"),
         (["--config_files", "missing.yaml"], "missing.yaml cannot be read"),

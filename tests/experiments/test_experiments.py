@@ -8,9 +8,11 @@ import torch
 
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.configuration import make_config
+from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
+from recbole_tokenrec.experiments.runs import Bench, Run
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 from recbole_tokenrec.settings import check, read_settings
 
@@ -239,6 +241,8 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
         (["ablation", "--mq_beta=-1"], "mq_beta: -1"),
+        (["overall", "--preset=paper"], "preset: 'paper' was set for every row, but row"),
+        (["generalize", "--preset", "paper", "--cf_model=BPR"], "cf_model: 'BPR' is not allowed; allowed: LightGCN"),
         (["masking", "--mq_masking_ratio=0.3"], "0.3 was set for every row, but row 'rho = 0.0' is what it is"),
         (["levers", "--only", "cf_temprature"], "only: 'cf_temprature' is not known; did you mean 'cf_temperature'?"),
     ],
@@ -249,6 +253,39 @@ def test_mistakes_are_one_line(arguments, text, toy_data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and text in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.unit
+def test_keys_of_a_file_count_as_those_of_the_command_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("mq_masking_ratio: 0.55\npreset: paper\n")
+    bench = Bench("ml-100k", tmp_path, (2020,), (str(file),), {"state": "ERROR", "llm_backbone": "t5-scratch-mini"})
+    with pytest.raises(ConfigError, match="mq_masking_ratio: 0.55 was set for every row, but row 'rho = 0.2'"):
+        bench.config(Run("rho = 0.2", "TokenRec", {"mq_masking_ratio": 0.2}, preset="paper"), 2020)
+    with pytest.raises(ConfigError, match="preset: 'paper' was set for every row, but row 'TokenRec' is what it is by"):
+        bench.config(Run("TokenRec", "TokenRec", preset="tuned"), 2020)
+    config = bench.config(Run("TokenRec", "TokenRec", preset="paper"), 2021)
+    assert config["mq_masking_ratio"] == 0.55 and config["cf_loss"] == "own" and config["seed"] == 2021
+
+
+@pytest.mark.recipe
+def test_seed_and_preset_of_a_file_count_and_the_page_prints_a_command_that_makes_it(experiment, tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 77\nepochs: 1\n")
+    code, result, folder = experiment("overall", "--config_files", str(file), "--rows", "BPR", "--show_progress=false")
+    assert code == 0 and result["rows"]["BPR"]["seeds"] == [77]
+    assert f"--seed 77 --config_files {file}" in (folder / "result.md").read_text()
+    seen = []
+    masking = "recbole_tokenrec.experiments.masking.run"
+    monkeypatch.setattr(masking, lambda bench, arguments: seen.append(arguments) or 1 / 0)
+    for content, arguments, preset in (
+        ("preset: paper\n", [], "paper"), ("preset: paper\n", ["--preset", "user_id_only"], "user_id_only"),
+        ("seed: 1\n", [], "tuned"),
+    ):  # fmt: skip
+        file.write_text(content)
+        with pytest.raises(ZeroDivisionError):
+            main(["experiment", "masking", "--config_files", str(file), "--output_dir", str(tmp_path), *arguments])
+        assert seen.pop().preset == preset
 
 
 @pytest.mark.unit
