@@ -6,14 +6,19 @@ hyper-parameter tuning, ``load_data_and_model`` and ``run(nproc=...)``. Nothing 
 """
 
 import configparser
+import sys
 from importlib import metadata, util
 from pathlib import Path
 
 if util.find_spec("recbole") is None:
-    raise ImportError(
+    wanted = (
         "recbole_tokenrec wants RecBole: pip install --no-deps recbole==1.2.1 (without its dependencies, since it asks "
         "for a ray that Python 3.12 and newer cannot install; the others came with this package)"
     )
+    if Path(sys.argv[0]).stem in ("recbole-tokenrec", "run_recbole_tokenrec"):  # a command: no traceback
+        print(f"error: {wanted}", file=sys.stderr)
+        sys.exit(2)
+    raise ImportError(wanted)
 
 from recbole_tokenrec import compat  # noqa: E402
 from recbole_tokenrec.errors import (  # noqa: E402

@@ -80,3 +80,6 @@ def test_without_recbole_the_import_says_how_to_install_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "pip install --no-deps recbole==1.2.1" in last, done.stderr[-2000:]
+    code = f"import sys; sys.argv[0] = '/somewhere/bin/recbole-tokenrec'; {code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
