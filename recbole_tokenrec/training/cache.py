@@ -1,9 +1,8 @@
 """The cache of finished stages (design decision 7).
 
 An entry's name is a hash of all that its result depends on: the data and its split, the seed, the options of the
-stage and of the stages before it, and the versions of torch and of
-this package and its code (``sources.py``). So a sweep over K, L or the backbone
-trains LightGCN once, and an entry made for anything else has another name and is never found.
+stage and of the stages before it, the versions of torch and of this package, and its code (``sources.py``). So a sweep
+over K, L or the backbone trains LightGCN once, and an entry made for anything else has another name and is never found.
 """
 
 from __future__ import annotations
