@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import torch
 
-FUSED = torch.__version__ >= (2, 4) or None  # CPUs have it since then; None leaves the choice to torch
+_SINCE = {"cuda": (2, 1), "cpu": (2, 4)}  # torch's versions; elsewhere the choice is left to torch
 
 
 def adamw(parameters, lr: float, **options) -> torch.optim.AdamW:
     """``torch.optim.AdamW`` of parameters or groups of them, fused where torch can."""
-    return torch.optim.AdamW(parameters, lr=lr, fused=FUSED, **options)
+    parameters = list(parameters)
+    return torch.optim.AdamW(parameters, lr=lr, fused=fused(parameters), **options)
+
+
+def fused(parameters: list) -> bool | None:
+    """What to give AdamW as ``fused`` for parameters or groups of them: True, or None for torch's own choice."""
+    groups = [one["params"] if isinstance(one, dict) else [one] for one in parameters]
+    devices = {parameter.device.type for group in groups for parameter in group}
+    return all(kind in _SINCE and torch.__version__ >= _SINCE[kind] for kind in devices) or None

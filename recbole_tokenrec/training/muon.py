@@ -16,7 +16,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from recbole_tokenrec.training.adamw import FUSED
+from recbole_tokenrec.training.adamw import fused
 
 MOMENTUM = 0.95
 _STEPS = 5
@@ -33,7 +33,7 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict], lr: float):
-        super().__init__(groups, lr=lr, fused=FUSED)
+        super().__init__(groups, lr=lr, fused=fused(groups))
 
     def step(self, closure=None):
         every = self.param_groups
