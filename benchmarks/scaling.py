@@ -101,7 +101,8 @@ def epochs(users: int, folder: str, arguments) -> dict:
     def timed(stage, *others):
         start = time.process_time()
         report = work(stage, *others)
-        row[f"{stage.name}_cpu_s"] = time.process_time() - start
+        name = "cf" if stage.name.startswith("cf") else stage.name  # all collaborative models, and their weights
+        row[f"{name}_cpu_s"] = row.get(f"{name}_cpu_s", 0.0) + time.process_time() - start
         return report
 
     trainer._trained_or_restored = timed

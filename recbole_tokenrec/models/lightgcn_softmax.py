@@ -176,15 +176,20 @@ class LightGCNSoftmax(GeneralRecommender):
         if self.splits:
             return self._held_out_loss(interaction)
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        present, rows, count = users.unique(return_inverse=True, return_counts=True)
+        present, rows, count = users.unique_consecutive(return_inverse=True, return_counts=True)
         weights = count.float().pow(self.target_weight - 1)[rows]
         if self.target_recency:
             age = (interaction[AGE].float() + 1).pow(-self.target_recency)
             total = torch.zeros(len(present), device=age.device).index_add_(0, rows, age)
             weights = weights * age * (count.float() / total)[rows]
-        user_vectors, item_vectors = self.forward()
+        if self.user_embedding is None:  # a batch holds all items of its users: nobody else's vector is needed
+            user_vectors = self.fold_in(rows, items, interaction[AGE], len(present))
+            item_vectors = self._item_vectors(self._item_layers(self.n_layers))
+        else:
+            everybody, item_vectors = self.forward()
+            user_vectors = everybody[present]
         return softmax_cosine_loss(
-            user_vectors[present],
+            user_vectors,
             item_vectors,
             rows,
             items,

@@ -7,6 +7,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.training.loaders import generator_for
+from recbole_tokenrec.training.losses import softmax_cosine_loss
 
 NEXT = {"targets": "next", "recency": 0.5, "target_ratio": [0.05, 0.2], "embedding_size": 16}
 
@@ -52,6 +53,28 @@ def test_a_users_vector_is_folded_in_from_his_history_and_the_exponent_learns(bu
     batch = next(iter(model.training_batches(16).epoch(generator_for(1, "cf", 0))))
     model.calculate_loss(batch).backward()
     assert model.recency.grad.abs() > 0 and model.item_embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_users_of_a_batch_are_what_propagation_over_all_users_makes_of_them(build, layers, monkeypatch):
+    """targets: all. Without a user table a step costs its own users' items, not everybody's."""
+    keys = {"targets": "all", "user_table": False, "recency": 0.5, "target_weight": 1.0, "embedding_size": 16}
+    _, model, *_ = build("LightGCNSoftmax", **keys, n_layers=layers)
+    batch = next(iter(model.training_batches(16).epoch(generator_for(1, "cf", 0))))
+    present, rows = batch[model.USER_ID].unique(return_inverse=True)
+    users, items = model.forward()
+    expected = softmax_cosine_loss(users[present], items, rows, batch[model.ITEM_ID], model.temperature)
+    expected.backward()
+    gradients = {name: one.grad.clone() for name, one in model.named_parameters()}
+    model.zero_grad()
+    monkeypatch.setattr(model, "forward", None)
+    loss = model.calculate_loss(batch)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert len(gradients) == 2 and all(one.abs().sum() > 0 for one in gradients.values())
+    for name, one in model.named_parameters():
+        torch.testing.assert_close(one.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.unit
