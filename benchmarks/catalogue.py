@@ -62,6 +62,7 @@ def tokenize(of: str, arguments) -> dict:
 def memory(size: int, arguments) -> dict:
     """Peak memory of ``size`` users and as many items in LightGCNSoftmax, over a step with AdamW."""
     from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
+    from recbole_tokenrec.training.adamw import adamw
     from recbole_tokenrec.training.loaders import PairsByUser, generator_for
 
     begin(arguments)
@@ -71,7 +72,7 @@ def memory(size: int, arguments) -> dict:
     items = rng.integers(1, size + 1, size=len(users))
     model = LightGCNSoftmax(configuration(), toy_dataset(users, items, size + 1))
     built = peak_rss_mb()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = adamw(model.parameters(), lr=0.01)
     loader = PairsByUser(model.histories, BATCH_USERS, "user_id", "item_id")
     batches = loader.epoch(generator_for(arguments.seed, "memory"))
     for _ in range(2):
@@ -84,14 +85,13 @@ def memory(size: int, arguments) -> dict:
             "peak_mb": peak_rss_mb() - base}
 
 
-def formula(users: int, items: int, interactions: int) -> float:
+def formula(items: int, interactions: int) -> float:
     """Bytes of docs/scaling.md at the step's peak."""
     tables = 2 * items * DIM * 4 * 4  # item embedding and offset, each with its gradient and AdamW's two moments
-    vectors = 7 * (users + items) * DIM * 4  # what propagation makes on its way and back: seven, as measured
-    graph = 2 * interactions * 12  # R and its transpose: 8 bytes of index, 4 of value
+    vectors = 10 * items * DIM * 4  # what items go through on the way and back: ten, as measured
     histories = 2 * 8 * interactions  # items, ages
     scores = 3 * BATCH_USERS * min(items, SAMPLED) * 4
-    return tables + vectors + graph + histories + scores
+    return tables + vectors + histories + scores
 
 
 def configuration() -> dict:

@@ -99,7 +99,7 @@ def tokenize(content: dict) -> list[list[str]]:
 def memory(content: dict) -> list[list[str]]:
     rows = [["users = items", "interactions", "measured MiB", "formula MiB", "CPU s a step"]]
     for row in content["rows"]:
-        expected = formula(row["users"], row["items"], row["interactions"]) / 2**20
+        expected = formula(row["items"], row["interactions"]) / 2**20
         numbers = [f"{row['peak_mb']:,.0f}", f"{expected:,.0f}", f"{row['step_cpu_s']:.2f}"]
         rows.append([f"{row['users']:,}", f"{row['interactions']:,}", *numbers])
     return rows
