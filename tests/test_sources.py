@@ -43,7 +43,7 @@ def test_only_what_runs_counts(copy):
     code_digest.cache_clear()
 
 
-def test_every_name_of_a_result_holds_it(monkeypatch):
+def test_names_of_trainings_hold_it(monkeypatch):
     assert versions()["code"] == code_digest()
     from recbole_tokenrec.configuration import make_config
 

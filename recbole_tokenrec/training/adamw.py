@@ -1,7 +1,7 @@
 """torch's AdamW in its fused form, which reads and writes each array once a step.
 
 torch takes the fused form by itself on no device. On a CPU its own choice goes over memory some ten times a step, and
-a language model's token table is most of the weights there are: 160 ms a step for 19 million of them, 30 ms fused.
+a language model's token table is most of the weights there are (docs/results/performance.md has a measurement).
 """
 
 from __future__ import annotations
