@@ -130,15 +130,30 @@ def token_directions(codes: torch.Tensor, vectors: torch.Tensor, codebook_size: 
     """
     n, books = codes.shape
     size = books * codebook_size
-    columns = (codes.cpu() + torch.arange(books) * codebook_size).numpy().ravel()
-    tokens = sp.csr_matrix((np.ones(n * books, np.float32), columns, np.arange(n + 1) * books), shape=(n, size))
+    codes = codes.cpu().numpy()
+    columns = (codes + np.arange(books) * codebook_size).ravel()
+    tokens = sp.csr_matrix((np.ones(n * books), columns, np.arange(n + 1) * books), shape=(n, size))
     centred = (vectors - vectors.mean(dim=0)).cpu().double().numpy()
-    # (T'T + r)^-1 T' = T' (TT' + r)^-1: the smaller of the two systems is solved.
-    left, right = (tokens, tokens.T) if n < size else (tokens.T, tokens)
-    gram = (left @ right).toarray().astype(np.float64)
+    # (T'T + r)^-1 T' = T' (TT' + r)^-1: the smaller of the two systems is solved, in the memory that it was built in.
+    gram = (tokens @ tokens.T).toarray(order="F") if n < size else _together(codes, codebook_size)
     gram[np.diag_indices(len(gram))] += ridge
-    if n < size:
-        found = tokens.T @ scipy.linalg.solve(gram, centred, assume_a="pos", overwrite_a=True)
-    else:
-        found = scipy.linalg.solve(gram, tokens.T @ centred, assume_a="pos", overwrite_a=True)
-    return torch.from_numpy(found).float()
+    right = centred if n < size else tokens.T @ centred
+    found = scipy.linalg.solve(gram, right, assume_a="pos", overwrite_a=True, overwrite_b=n >= size)
+    return torch.from_numpy(tokens.T @ found if n < size else found).float()
+
+
+def _together(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """How many entities have both tokens, for each two tokens: T'T (K * L, K * L) of codes (n, K).
+
+    The matrix is nearly dense, a sparse product would hold it twice over; counted in blocks it is there once.
+    """
+    books = codes.shape[1]
+    counts = np.empty((books * codebook_size, books * codebook_size), order="F")
+    for a in range(books):
+        rows = slice(a * codebook_size, (a + 1) * codebook_size)
+        for b in range(a + 1):
+            pairs = np.bincount(codes[:, a] * codebook_size + codes[:, b], minlength=codebook_size**2)
+            columns = slice(b * codebook_size, (b + 1) * codebook_size)
+            counts[rows, columns] = pairs.reshape(codebook_size, codebook_size)
+            counts[columns, rows] = counts[rows, columns].T
+    return counts
