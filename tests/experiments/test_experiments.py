@@ -12,7 +12,7 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
-from recbole_tokenrec.experiments.runs import Bench, Run
+from recbole_tokenrec.experiments.runs import Bench, Run, record_path
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 from recbole_tokenrec.settings import check, read_settings
 
@@ -296,3 +296,19 @@ def test_the_group_of_least_history_is_that_and_ties_go_by_seed():
     groups = {tuple(left_out_users(counts, "least", 0.34, seed).tolist()) for seed in range(20)}
     assert len(groups) == 3
     assert 6 not in np.concatenate([left_out_users(counts, "random", 0.9, s) for s in range(5)])
+
+
+@pytest.mark.unit
+def test_records_of_other_code_or_keys_have_other_names(tmp_path, monkeypatch):
+    bench = Bench("ml-100k", tmp_path, (2020,), (), {"state": "ERROR"})
+    run = Run("Pop", "Pop")
+
+    def path(**keys):
+        asked = bench._replace(overrides={**bench.overrides, **keys})
+        return record_path(asked, run, 2020, asked.config(run, 2020))
+
+    before = path()
+    assert path() == before and path(show_progress=False) == before
+    assert path(topk=[10, 20]) != before
+    monkeypatch.setattr("recbole_tokenrec.pipeline.code_digest", lambda: "another")
+    assert path() != before and path().name.startswith("pop-2020-")

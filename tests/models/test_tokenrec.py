@@ -117,6 +117,15 @@ def test_cache_entries_are_for_their_options_only_and_damage_is_noticed(fit, tmp
 
 
 @pytest.mark.recipe
+def test_stages_of_other_code_are_not_taken_over(fit, monkeypatch):
+    fit(stage_cache=True)
+    monkeypatch.setattr("recbole_tokenrec.training.trainer.code_digest", lambda: "another")
+    for cached in (False, True):
+        trainer, *_ = fit(stage_cache=True)
+        assert {report["cached"] for name, report in trainer.reports.items() if name != "llm"} == {cached}
+
+
+@pytest.mark.recipe
 def test_stages_of_another_precision_are_not_taken_over(fit):
     for precision, cached in (("bf16", False), ("fp32", False), ("fp32", True), ("bf16", True)):
         trainer, *_ = fit(stage_cache=True, precision=precision, cf_epochs=2, llm_epochs=1)
