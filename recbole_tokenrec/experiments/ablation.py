@@ -57,7 +57,7 @@ def run(bench: Bench, arguments) -> Report:
     settings = bench.config(Run(REFERENCE, "TokenRec", preset=arguments.preset), bench.seeds[0])
     table = variants(settings)
     records, figures, against = compare_variants(bench, table, arguments.preset, REFERENCE)
-    paper = quoted("ablation", bench.dataset)
+    paper = quoted("ablation", records[0]["data"])
     return variants_report(
         f"ablation, preset {arguments.preset}", bench, records, figures, against, paper, bars(figures), []
     )

@@ -109,7 +109,7 @@ def _wait(device) -> None:
 
 
 def _report(bench: Bench, arguments, data: dict, seconds: dict, device) -> Report:
-    paper = quoted("efficiency", bench.dataset)
+    paper = quoted("efficiency", data)
     per_user = {label: 1000 * min(rounds) for label, rounds in seconds.items()}
     ratios = {
         label: {rival: per_user[rival] / per_user[label] for rival in RIVALS}

@@ -152,7 +152,7 @@ def _report(bench: Bench, arguments, trained: list[dict], records: list[dict]) -
         for label in ("seen users", "the same users, trained on")
     }
     paired = _paired(trained, records)
-    paper = quoted("generalize", bench.dataset)
+    paper = quoted("generalize", trained[0]["data"])
     rows = [
         [
             label,

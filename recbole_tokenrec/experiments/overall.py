@@ -93,7 +93,7 @@ def chosen(rows: list[Run], only: str | None, without: str | None, once: str | N
 
 def report(dataset: str, records: list[dict], with_order: bool) -> Report:
     entries = collect(records)
-    paper = quoted("overall", dataset)
+    paper = quoted("overall", records[0]["data"])
     figures = {
         label: {
             "seeds": entry["seeds"],

@@ -12,6 +12,7 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
 from recbole_tokenrec.experiments.generalize import left_out_users
+from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.runs import Bench, Run, record_path
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 from recbole_tokenrec.settings import check, read_settings
@@ -312,3 +313,8 @@ def test_records_of_other_code_or_keys_have_other_names(tmp_path, monkeypatch):
     assert path(topk=[10, 20]) != before
     monkeypatch.setattr("recbole_tokenrec.pipeline.code_digest", lambda: "another")
     assert path() != before and path().name.startswith("pop-2020-")
+
+
+def test_a_part_of_the_papers_data_is_not_compared_with_its_numbers():
+    assert quoted("overall", {"name": "beauty", "users": 22363})["TokenRec"][4] == 0.0276
+    assert quoted("overall", {"name": "beauty", "users": 2680}) == quoted("overall", {"name": "toy", "users": 2680}) == {}

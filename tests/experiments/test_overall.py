@@ -21,7 +21,7 @@ def record(label, seed, best, *more):
         ranks = {split: rng.integers(1, best, USERS).tolist() for split in ("valid", "test")}
         values = {split: dict.fromkeys(METRICS, ndcg_per_user([ranks[split]]).mean()) for split in ranks}
         rows.append({"label": name, "ranks": ranks, **values})
-    data = {"users": USERS, "items": 50, "interactions": 2000}
+    data = {"name": "toy", "users": USERS, "items": 50, "interactions": 2000}
     return {"label": label, "seed": seed, "rows": rows, "data": data, "seconds": {"train": 7.0}, "peak_rss_mb": 90.0,
             "parameters": 1234, "config": {}, "versions": {}}  # fmt: skip
 
