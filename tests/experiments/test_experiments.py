@@ -317,4 +317,5 @@ def test_records_of_other_code_or_keys_have_other_names(tmp_path, monkeypatch):
 
 def test_a_part_of_the_papers_data_is_not_compared_with_its_numbers():
     assert quoted("overall", {"name": "beauty", "users": 22363})["TokenRec"][4] == 0.0276
-    assert quoted("overall", {"name": "beauty", "users": 2680}) == quoted("overall", {"name": "toy", "users": 2680}) == {}
+    for name in ("beauty", "toy"):
+        assert quoted("overall", {"name": name, "users": 2680}) == {}
