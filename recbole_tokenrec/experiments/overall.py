@@ -60,7 +60,7 @@ def add_arguments(parser) -> None:
 def run(bench: Bench, arguments) -> Report:
     rows = chosen(all_rows(bench), arguments.rows, arguments.without, arguments.once)
     records = carry_out(rows, bench)
-    return report(bench.dataset, records, uses_order(bench))
+    return report(records, uses_order(bench))
 
 
 def uses_order(bench: Bench) -> bool:
@@ -91,9 +91,9 @@ def chosen(rows: list[Run], only: str | None, without: str | None, once: str | N
     return [run._replace(seeded=False) if run.label in (once or "").split(";") else run for run in left]
 
 
-def report(dataset: str, records: list[dict], with_order: bool) -> Report:
-    entries = collect(records)
-    paper = quoted("overall", records[0]["data"])
+def report(records: list[dict], with_order: bool) -> Report:
+    entries, data = collect(records), records[0]["data"]
+    paper = quoted("overall", data)
     figures = {
         label: {
             "seeds": entry["seeds"],
@@ -130,7 +130,6 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
             ],
         ),
     ]  # fmt: skip
-    data = records[0]["data"]
     sentences = [
         f"{data['users']} users, {data['items']} items, {data['interactions']} interactions; leave-one-out by time, "
         f"full sort, history masked, scores from the training part only, selection on validation NDCG@20. "
@@ -145,7 +144,7 @@ def report(dataset: str, records: list[dict], with_order: bool) -> Report:
         {key: r[key] for key in ("label", "seed", "seconds", "peak_rss_mb", "parameters", "config", "versions")}
         for r in records
     ]}  # fmt: skip
-    return Report(f"{dataset}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
+    return Report(f"{data['name']}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
 
 
 def _seeds(records: list[dict]) -> str:

@@ -41,7 +41,7 @@ def table(page, title):
 
 
 def test_the_page_says_which_rows_have_one_seed(records):
-    page = markdown(report("toy", records, False), "command")
+    page = markdown(report(records, False), "command")
     assert (
         "Mean ± standard deviation over 3 seeds (1, 2, 3); of one seed (1) alone, without a deviation: CID. "
         "No seed changes Pop.\n" in page
@@ -53,12 +53,12 @@ def test_the_page_says_which_rows_have_one_seed(records):
         }  # fmt: skip
     assert list(table(page, "Cost"))[1:] == ["Pop", "BPR", "CID", "TokenRec"]
     everywhere = [r for r in records if r["label"] != "CID"]
-    assert "over 3 seeds (1, 2, 3). No seed changes Pop.\n" in markdown(report("toy", everywhere, False), "command")
-    assert "NDCG@20. One seed (1)." in markdown(report("toy", [r for r in records if r["seed"] == 1], False), "command")
+    assert "over 3 seeds (1, 2, 3). No seed changes Pop.\n" in markdown(report(everywhere, False), "command")
+    assert "NDCG@20. One seed (1)." in markdown(report([r for r in records if r["seed"] == 1], False), "command")
 
 
 def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_others_seeds(records):
-    found = report("toy", records, False).content["comparisons"]
+    found = report(records, False).content["comparisons"]
     against = next(c for c in found if c["row"] == "TokenRec" and c["role"] == "best baseline")
     assert against["rival"] == "CID"  # the best on both splits, whatever its number of seeds
     mean = {}
@@ -74,11 +74,11 @@ def test_the_best_baseline_is_best_on_both_splits_and_the_cosine_stage_does_not_
     lucky = record("BERT4Rec", 1, 400)  # by validation alone it would be the rival
     lucky["rows"][0]["ranks"]["valid"] = [1] * USERS
     lucky["rows"][0]["valid"]["ndcg@20"], lucky["rows"][0]["test"]["ndcg@20"] = 0.6, 0.0
-    found = report("toy", [*records, lucky], False).content["comparisons"]
+    found = report([*records, lucky], False).content["comparisons"]
     cid = np.mean([record("CID", 1, 20)["rows"][0][split]["ndcg@20"] for split in ("valid", "test")])
     assert cid > 0.3  # the mean of 0.6 and 0
     assert [c["rival"] for c in found if c["row"] == "TokenRec"] == ["CID"]
-    found = report("toy", [*records, record("LightGCN-softmax", 1, 12)], False).content["comparisons"]
+    found = report([*records, record("LightGCN-softmax", 1, 12)], False).content["comparisons"]
     assert [(c["rival"], c["role"]) for c in found if c["row"] == "TokenRec"] == [
         ("LightGCN-softmax", "best baseline"), ("CID", "best but LightGCN-softmax"),
     ]  # fmt: skip
