@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from recbole_tokenrec.measure import keep_freed_memory
+from recbole_tokenrec.measure import keep_freed_memory, machine
 from recbole_tokenrec.pipeline import plain, versions, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -91,24 +90,6 @@ def gemm_gflops(dtype: torch.dtype = torch.float32, sizes=(512, 1024, 2048), rou
     }
 
 
-def machine() -> dict:
-    """What the numbers depend on besides the code."""
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": round(memory / 2**20, 1),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-    }
-
-
 def parser(description: str, name: str, rounds: int = 5) -> argparse.ArgumentParser:
     """Arguments that every benchmark takes."""
     result = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
@@ -134,7 +115,7 @@ def begin(arguments) -> dict:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     keep_freed_memory()
-    return machine()
+    return {**machine(), "load_average": os.getloadavg(), "date": time.strftime("%Y-%m-%d %H:%M")}
 
 
 def finish(arguments, before: dict, results: dict) -> None:
@@ -165,13 +146,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not allowed; allowed: an int >= 1")
     return value
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def workers_of(pid: int) -> list[int]:

@@ -1,12 +1,16 @@
-"""What a piece of work costs: seconds by the wall clock and of the processor, and the process's peak memory."""
+"""What a piece of work costs (seconds by the wall clock and of the processor, peak memory), and on which machine."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import platform
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 from recbole_tokenrec.errors import ConfigError
 
@@ -36,6 +40,17 @@ class Cost:
         self.seconds = time.perf_counter() - self._began
         self.cpu_seconds = time.process_time() - self._cpu_began
         self.peak_rss_mb = peak_rss_mb()
+
+
+def machine() -> dict:
+    """What numbers depend on besides code, data and seed: processors of another kind round differently."""
+    return {
+        "cpu": _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(int((_line_of("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20, 1),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def keep_freed_memory() -> None:
@@ -76,11 +91,17 @@ def must_fit(what, budget_gb: float, needed_gb: float) -> None:
 
 
 def _status(key: str) -> float | None:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) / 1024
+    found = _line_of("/proc/self/status", key)
+    return None if found is None else int(found.split()[0]) / 1024
+
+
+def _line_of(file: str, key: str) -> str | None:
+    """What stands behind ``key`` and a colon in a file of Linux's ``/proc``; None: no such file or key."""
+    path = Path(file)
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
     return None
 
 

@@ -33,7 +33,7 @@ from recbole_tokenrec.errors import ConfigError, TokenRecError, is_want_of_memor
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
 from recbole_tokenrec.llm.backbone import weights_digest
-from recbole_tokenrec.measure import Cost
+from recbole_tokenrec.measure import Cost, machine
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
@@ -193,7 +193,10 @@ def run_model(config) -> Trained:
         "peak_rss_mb": max(cost.peak_rss_mb for cost in (loading, building, training, evaluation)),
         "checkpoint": os.path.abspath(trainer.saved_model_file),
         "health": examine(trainer, valid_data),
+        "machine": {**machine(), "device": _device(config["device"])},
     }
+    if hasattr(model, "low_precision"):  # ``precision: auto`` differs by machine
+        row["precision"] = "bf16" if model.low_precision else "fp32"
     if hasattr(trainer, "describe"):
         extra = trainer.describe(valid_data, test_data)
         row["seconds"].update(extra.pop("seconds"))
@@ -224,6 +227,10 @@ def _told_of_recbole(name: str, trouble: str):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(f"model '{name}': {trouble} ({what})") from error
+
+
+def _device(device) -> str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
 def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:

@@ -134,17 +134,34 @@ def report(records: list[dict], with_order: bool) -> Report:
         f"{data['users']} users, {data['items']} items, {data['interactions']} interactions; leave-one-out by time, "
         f"full sort, history masked, scores from the training part only, selection on validation NDCG@20. "
         f"{_seeds(records)}",
+        *_machines(records),
     ]
     if with_order:
         sentences.append(
             "The default preset lets TokenRec use the order of items here; the rivals that use it too are "
             f"{', '.join(sorted(_USE_ORDER))}, and the order-blind row is compared with the others."
         )
-    content = {"dataset": data, "rows": figures, "comparisons": comparisons, "paper": paper, "trainings": [
-        {key: r[key] for key in ("label", "seed", "seconds", "peak_rss_mb", "parameters", "config", "versions")}
-        for r in records
-    ]}  # fmt: skip
+    kept = ("label", "seed", "seconds", "peak_rss_mb", "parameters", "config", "versions", "machine", "precision")
+    trainings = [{key: r[key] for key in kept if key in r} for r in records]
+    content = {
+        "dataset": data, "rows": figures, "comparisons": comparisons, "paper": paper, "trainings": trainings,
+    }  # fmt: skip
     return Report(f"{data['name']}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
+
+
+def _machines(records: list[dict]) -> list[str]:
+    """Where the rows were trained, as far as their records say: processors of another kind round differently."""
+    rows: dict[str, list[str]] = {}
+    for record in records:
+        if machine := record.get("machine"):
+            where = f"{machine['cpu']} ({machine['torch_cpu_capability']}), {machine['threads']} thread(s)"
+            where = where if machine["device"] == "cpu" else machine["device"]
+            where += ", matrix products in bfloat16" if record.get("precision") == "bf16" else ""
+            if record["label"] not in rows.setdefault(where, []):
+                rows[where].append(record["label"])
+    return ["Trained on " + "; ".join(f"{where}: {', '.join(labels)}" for where, labels in rows.items()) + "."] * (
+        len(rows) > 0
+    )
 
 
 def _seeds(records: list[dict]) -> str:

@@ -83,7 +83,8 @@ def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
     """Train what is not there yet; one record for each run and seed, in order.
 
     A record holds ``label``, ``seed``, ``data`` (the data set's entry), ``rows`` (each ``{"label", "valid", "test",
-    "ranks"}``), ``seconds``, ``cpu_seconds``, ``curve``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``.
+    "ranks"}``), ``seconds``, ``cpu_seconds``, ``curve``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``,
+    ``machine``, and ``precision`` where the model has one (records before November 27, 2026 lack these two).
     """
     planned = [(run, seed) for run in runs for seed in (bench.seeds if run.seeded else bench.seeds[:1])]
     configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
@@ -119,7 +120,8 @@ def _train(run: Run, seed: int, config) -> dict:
         for score in ("dot", "cosine"):
             evaluate = functools.partial(trainer.evaluate_collaborative, score=score)
             rows.append(_row(f"{run.label}: own stage, {score}", trainer, splits, evaluate))
-    kept = ("seconds", "cpu_seconds", "curve", "peak_rss_mb", "parameters", "config", "codes", "stages", "checkpoint")
+    kept = ("seconds", "cpu_seconds", "curve", "peak_rss_mb", "parameters", "config", "codes", "stages", "checkpoint",
+            "machine", "precision")  # fmt: skip
     return {
         "label": run.label,
         "model": run.model,

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from recbole_tokenrec.cli import run
 from recbole_tokenrec.cli.main import main
+from recbole_tokenrec.training.losses import fast_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = [
@@ -65,9 +67,13 @@ def test_table_and_result_file(toy_data, tmp_path, capsys):
     assert result["seed"] == 3 and result["dataset"]["users"] == 48 and len(result["dataset"]["fingerprint"]) == 16
     assert {"torch", "recbole", "recbole-tokenrec"} <= set(result["versions"])
     assert [row["name"] for row in result["models"]] == ["EASE", "LightGCN", "TokenRec"]
+    resolved = "bf16" if fast_bf16(torch.device("cpu")) else "fp32"
     for row in result["models"]:
         assert list(row["valid"]) == list(row["test"]) == METRICS
         assert {"config", "seconds", "peak_rss_mb", "checkpoint"} <= set(row)
+        assert row["machine"]["threads"] == torch.get_num_threads() and row["machine"]["device"] == "cpu"
+        assert row["machine"]["cpu"] and row["machine"]["memory_gib"] > 0
+        assert row.get("precision") == (resolved if row["name"] == "TokenRec" else None)
     row = result["models"][-1]
     assert row["preset"] == "tuned" and row["config"]["mq_codebook_size"] == 16
     for score in ("dot", "cosine"):

@@ -57,6 +57,19 @@ def test_the_page_says_which_rows_have_one_seed(records):
     assert "NDCG@20. One seed (1)." in markdown(report([r for r in records if r["seed"] == 1], False), "command")
 
 
+def test_the_page_says_which_machine_trained_which_rows(records):
+    assert "Trained on" not in markdown(report(records, False), "command")  # records of before have no machine
+    milan = {"cpu": "EPYC", "torch_cpu_capability": "AVX2", "threads": 1, "device": "cpu"}
+    for number, entry in enumerate(records):
+        entry["machine"] = milan if number < 5 else {**milan, "torch_cpu_capability": "AVX512"}
+        entry.update({"precision": "bf16"} if number >= 5 else {})
+    page = markdown(report(records, False), "command")
+    assert (
+        "Trained on EPYC (AVX2), 1 thread(s): Pop, BPR, CID; "
+        "EPYC (AVX512), 1 thread(s), matrix products in bfloat16: TokenRec." in page
+    )
+
+
 def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_others_seeds(records):
     found = report(records, False).content["comparisons"]
     against = next(c for c in found if c["row"] == "TokenRec" and c["role"] == "best baseline")
