@@ -391,7 +391,8 @@ class LLMStage(Stage):
     def optimizer(self):
         if self.option("optimizer") == "adamw":
             return super().optimizer()
-        return Muon(with_matrices_apart(self.parameter_groups(), self.part), lr=self.option("learning_rate"))
+        groups = with_matrices_apart(self.parameter_groups(), self.part)
+        return Muon(groups, self.option("learning_rate"), self.model.low_precision)
 
     def steps_per_epoch(self):
         return len(self.loader)
