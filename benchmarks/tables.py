@@ -126,6 +126,16 @@ def compiled(content: dict) -> list[list[str]]:
     return rows
 
 
+def precision(content: dict) -> list[list[str]]:
+    rows = [["a training step on", "users", "optimizer", "CPU ms, fp32", "CPU ms, bf16", "times faster"]]
+    peaks = [content["gemm"][name]["best_per_cpu_s"] for name in ("float32", "bfloat16")]
+    for row in content["rows"]:
+        rows.append([row["dataset"], str(row["users"]), row["optimizer"], f"{row['fp32_ms']:.0f}",
+                     f"{row['bf16_ms']:.0f}", f"{row['fp32_ms'] / row['bf16_ms']:.2f}"])  # fmt: skip
+    rows.append(["square products, GFLOP/s", "", "", *(f"{rate:.0f}" for rate in peaks), f"{peaks[1] / peaks[0]:.2f}"])
+    return rows
+
+
 def shown(content: dict) -> list[list[str]]:
     rows = [["who", "took last", "is recommended"]]
     for entry in content["shown"]:
@@ -172,6 +182,7 @@ TABLES = {
     "profile-mini": ("performance/peak-mini", profile),
     "end-to-end": ("performance/end_to_end", end_to_end),
     "compiled": ("performance/compiled", compiled),
+    "precision": ("performance/precision", precision),
     "scaling": ("performance/scaling", scaling),
     "hardness": ("performance/retrieval", hardness),
     "retrieval": ("performance/retrieval", retrieval),
@@ -186,7 +197,7 @@ TABLES = {
 
 # Arguments that a command line repeats; paths and seeds are not among them.
 SAID = ("rounds", "users", "history", "compared", "pairs", "items", "kinds", "dim", "entities", "of", "sizes", "preset",
-        "presets", "llm_epochs", "cf_epochs", "backbone", "rate", "seconds")  # fmt: skip
+        "presets", "llm_epochs", "cf_epochs", "backbone", "rate", "seconds", "precision", "datasets")  # fmt: skip
 
 
 def markdown(name: str, folder: Path = RESULTS) -> str:
@@ -198,6 +209,7 @@ def markdown(name: str, folder: Path = RESULTS) -> str:
     machine, before, after = (content["machine"][key] for key in ("cpu", "load_average", "load_average_after"))
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     threads = content["machine"]["threads"]
+    machine += f" ({content['machine']['torch_cpu_capability']})"
     return (
         f"{text}\n\n`{command(file, content)}`, {content['machine']['date']}, {machine}, {threads} thread(s) of "
         f"{content['machine']['cores']} cores, load average {before[0]:.1f} to {after[0]:.1f}, "

@@ -1,6 +1,7 @@
 """Training pairs and inference users per second against the reference mode, the same T5 on both sides.
 
-A training pair is one (user, item) that the loss teaches; a step includes the optimiser. Inference is encoding users
+A training pair is one (user, item) that the loss teaches; a step includes the optimiser, the preset's own. With
+``--precision bf16`` both sides train under autocast; inference is fp32 always. Inference is encoding users
 and finding their 20 nearest items. The reference mode is ``benchmarks/reference.py``; "one pair a prompt" is this
 package with the reference's loss and batching, and so says what prompts and decoder alone bring. "full prompt" has the
 history in it and every ID token at a position of its own, as the paper's; "preset tuned" is whatever that preset does.
@@ -27,13 +28,13 @@ def main() -> None:
     arguments_parser.add_argument("--backbone", default="t5-scratch-small", help="default: T5-small's shape")
     arguments_parser.add_argument("--users", type=int, default=16, help="users of a batch (default: 16)")
     arguments_parser.add_argument("--pairs", type=int, default=2, help="pairs of a reference batch (default: 2)")
+    arguments_parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     arguments = arguments_parser.parse_args()
     before = begin(arguments)
+    same = {"llm_backbone": arguments.backbone, "precision": arguments.precision}
 
     def build(**keys):
-        return untrained(
-            arguments.dataset, arguments.data_path, arguments.seed, llm_backbone=arguments.backbone, **keys
-        )
+        return untrained(arguments.dataset, arguments.data_path, arguments.seed, **same, **keys)
 
     full, train_data = build(preset="tuned", llm_train_batch_size=arguments.users, **TOKEN_PROMPT)
     pooled, _ = build(preset="tuned", llm_train_batch_size=arguments.users)
@@ -62,18 +63,23 @@ def main() -> None:
 
 
 class Steps:
-    """Training steps of the package; ``done`` counts the pairs of the steps so far."""
+    """Training steps of the package; ``done`` counts the pairs of the steps so far.
 
-    def __init__(self, model, train_data):
+    Args:
+        wanted: says of a batch and the settings whether to train on it; the default: :func:`full_batch`.
+    """
+
+    def __init__(self, model, train_data, wanted=None):
+        self.wanted = wanted or full_batch
         self.model, self.stage, self.done, self.epoch = model, LLMStage(model, train_data), [], 0
         self.stage.start()
-        self.optimizer = torch.optim.AdamW(self.stage.parameter_groups(), lr=1e-4)
+        self.optimizer = self.stage.optimizer()
         self.batches = iter(())
         model.stage = "llm"
 
     def __call__(self) -> None:
         batch = next(self.batches, None)
-        while batch is None or not full_batch(batch, self.model.settings):
+        while batch is None or not self.wanted(batch, self.model.settings):
             if batch is None:
                 self.batches = iter(self.stage.batches(self.epoch))
                 self.epoch += 1
@@ -106,7 +112,8 @@ class PairSteps:
     def __call__(self) -> None:
         histories = self.reference.model.histories
         places = torch.randint(len(histories.items), (self.pairs,))
-        self.reference.train_step(histories.rows()[places], histories.items[places])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.reference.model.low_precision):
+            self.reference.train_step(histories.rows()[places], histories.items[places])
         self.done.append(self.pairs)
 
 
