@@ -67,7 +67,15 @@ def _patches() -> list[str]:
 def _device() -> list[str]:
     import torch
 
-    lines = [f"{os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads"]
+    from recbole_tokenrec.measure import machine
+    from recbole_tokenrec.training.losses import fast_bf16
+
+    own = machine()
+    lines = [
+        f"{own['cpu']} ({own['torch_cpu_capability']}), {own['memory_gib']} GiB",
+        f"{own['cores']} processors, torch uses {own['threads']} threads",
+        f"precision: auto is {'bf16' if fast_bf16(torch.device('cpu')) else 'fp32'} on the CPU",
+    ]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(number).total_memory / 2**30

@@ -78,6 +78,14 @@ def test_doctor_names_versions_patches_and_data(toy_data, capsys):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_doctor_says_what_precision_auto_is(fast, precision, monkeypatch, capsys):
+    monkeypatch.setattr("recbole_tokenrec.training.losses.fast_bf16", lambda device: fast)
+    assert main(["doctor"]) == 0
+    assert f"precision: auto is {precision} on the CPU" in capsys.readouterr().out
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
