@@ -159,9 +159,8 @@ def _machines(records: list[dict]) -> list[str]:
             where += ", matrix products in bfloat16" if record.get("precision") == "bf16" else ""
             if record["label"] not in rows.setdefault(where, []):
                 rows[where].append(record["label"])
-    return ["Trained on " + "; ".join(f"{where}: {', '.join(labels)}" for where, labels in rows.items()) + "."] * (
-        len(rows) > 0
-    )
+    where = "; ".join(f"{where}: {', '.join(labels)}" for where, labels in rows.items())
+    return [f"Trained on {where}."] if where else []
 
 
 def _seeds(records: list[dict]) -> str:

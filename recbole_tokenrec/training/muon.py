@@ -6,7 +6,7 @@ Eq. 4, makes a step as large as AdamW's, so that one learning rate and one weigh
 
 Why not ``torch.optim.Muon``: it came with torch 2.9, knows matrices alone, and takes them one by one and in bfloat16,
 which processors without instructions for it compute many times slower. Here those of one shape go together, in the
-gradients' own precision or, where the device is built for it, in bfloat16, as Jordan does.
+gradients' own precision or, where training is in bfloat16 anyway, in that, as Jordan does.
 """
 
 from __future__ import annotations
