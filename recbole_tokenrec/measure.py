@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil  # a dependency of RecBole's
 import torch
 
 from recbole_tokenrec.errors import ConfigError
@@ -48,7 +49,7 @@ def machine() -> dict:
         "cpu": _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "memory_gib": round(int((_line_of("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "threads": torch.get_num_threads(),
     }
 
@@ -107,8 +108,6 @@ def _line_of(file: str, key: str) -> str | None:
 
 def _peak() -> float:
     if resource is None:
-        import psutil  # a dependency of RecBole's
-
         return psutil.Process().memory_info().peak_wset / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)

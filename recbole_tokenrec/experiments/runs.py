@@ -84,7 +84,7 @@ def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
 
     A record holds ``label``, ``seed``, ``data`` (the data set's entry), ``rows`` (each ``{"label", "valid", "test",
     "ranks"}``), ``seconds``, ``cpu_seconds``, ``curve``, ``peak_rss_mb``, ``parameters``, ``config``, ``versions``,
-    ``machine``, and ``precision`` where the model has one (records before November 27, 2026 lack these two).
+    ``machine``, and ``precision`` where the model has one (older records lack these two).
     """
     planned = [(run, seed) for run in runs for seed in (bench.seeds if run.seeded else bench.seeds[:1])]
     configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
