@@ -83,7 +83,7 @@ class IDTokenizer(nn.Module):
         """Hook: start the parameters from data ``x`` (n, d) instead of at random."""
 
     def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
-        """Hook: move codewords whose ``use`` (K, L) is 0 onto encoded rows of ``x``; returns how many moved."""
+        """Hook: move codewords whose ``use`` (K, L) is 0 onto encoded rows of ``x`` (n, d); returns how many were 0."""
         return 0
 
     @torch.no_grad()

@@ -243,12 +243,15 @@ class MQTokenizer(IDTokenizer):
         dead = use == 0  # (K, L)
         if not dead.any():
             return 0
-        for way in range(self.num_codebooks):
-            places = dead[way].nonzero().squeeze(1)[: len(x)]
-            rows = torch.randperm(len(x), device=x.device)[: len(places)]
-            if len(places):
-                self.codebooks[way, places] = self.encoded(self.standardise(x[rows]))[way]
+        rows = x[torch.randperm(len(x), device=x.device)[: int(dead.sum(dim=1).max())]]
+        for book, given, places in zip(self.codebooks, self.given(self.standardise(rows)), dead):
+            places = places.nonzero().squeeze(1)[: len(rows)]
+            book[places] = given[torch.randperm(len(rows), device=x.device)[: len(places)]]
         return int(dead.sum())
+
+    def given(self, x: torch.Tensor) -> torch.Tensor:
+        """What each codebook has to choose a codeword for: standardised rows (B, d) -> (K, B, d_c)."""
+        return self.encoded(x)
 
 
 class FrozenMQTokenizer(MQTokenizer):

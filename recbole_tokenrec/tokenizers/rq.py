@@ -83,15 +83,5 @@ class RQTokenizer(MQTokenizer):
             book.copy_(torch.where(counts > 0, means, book))
             rest = rest - book[nearest_codeword(rest.unsqueeze(0), book.unsqueeze(0))[0]]
 
-    @torch.no_grad()
-    def revive_dead_codewords(self, x: torch.Tensor, use: torch.Tensor) -> int:
-        dead = use == 0  # (K, L)
-        if not dead.any():
-            return 0
-        x = x[torch.randperm(len(x), device=x.device)[: self.codebook_size]]  # no codebook has more dead codewords
-        given, _ = self.residuals(self.encoded(self.standardise(x))[0])
-        for level in range(self.num_codebooks):
-            places = dead[level].nonzero().squeeze(1)[: len(x)]
-            rows = torch.randperm(len(x), device=x.device)[: len(places)]
-            self.codebooks[level, places] = given[level, rows]
-        return int(dead.sum())
+    def given(self, x: torch.Tensor) -> torch.Tensor:
+        return self.residuals(self.encoded(x)[0])[0]

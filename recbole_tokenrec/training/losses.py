@@ -106,7 +106,10 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def forward(ctx, users, item_vectors, rows, items, weights, masked, teacher, low_precision, log_weight, size):
-        left, right = (users.bfloat16(), item_vectors.bfloat16()) if low_precision else (users, item_vectors)
+        in_products = torch.Tensor.bfloat16 if low_precision else torch.Tensor.float
+        left, right = in_products(users), in_products(item_vectors)
+        if teacher is not None:
+            asked, known = in_products(teacher.users), in_products(teacher.items).T
         needs_items, share = ctx.needs_input_grad[1], 0.0 if teacher is None else teacher.weight
         mass = torch.zeros(len(users), device=users.device).index_add_(0, rows, weights)  # (B,)
         loss, user_slope = torch.zeros((), device=users.device), torch.empty_like(users)
@@ -120,7 +123,7 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
             shown = None if hidden is None else (masked[0][hidden[number]] - start, masked[1][hidden[number]])
             hit = (1 - share) * (scores[at, item] * weight).sum()
             if teacher is not None:
-                opinion = _masked(teacher.users[part] @ teacher.items.T, log_weight, shown).softmax(dim=-1)
+                opinion = _masked((asked[part] @ known).float(), log_weight, shown).softmax(dim=-1)
                 hit = hit + share * (its * (opinion * scores).sum(dim=1)).sum()
             _masked(scores, log_weight, shown)
             top = scores.amax(dim=1, keepdim=True)
