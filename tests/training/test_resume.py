@@ -130,7 +130,7 @@ def test_a_finished_run_is_not_trained_again_and_rows_are_kept(toy_data, tmp_pat
     again, calls = run(toy_data, "TokenRec", file, resume=True, **keys)
     assert calls == 0
     same(again, expected)
-    changed, calls = run(toy_data, "TokenRec", file, resume=True, llm_learning_rate=2e-3, **keys)
+    changed, calls = run(toy_data, "TokenRec", file, resume=True, llm_learning_rate=3e-3, **keys)
     assert calls > 0 and changed["identity"] != expected["identity"]
 
 
