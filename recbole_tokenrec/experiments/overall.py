@@ -10,8 +10,8 @@ from __future__ import annotations
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
-from recbole_tokenrec.experiments.runs import Bench, Run, carry_out
-from recbole_tokenrec.experiments.statistics import collect, compare, mean_sd
+from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, cost_of
+from recbole_tokenrec.experiments.statistics import collect, compare, hit_per_user, mean_sd, ndcg_per_user
 from recbole_tokenrec.settings import nearest, read_settings
 
 TITLE = "Tables 2 and 3: every model on one data set"
@@ -105,6 +105,7 @@ def report(records: list[dict], with_order: bool) -> Report:
         for label, entry in entries.items()
     }
     comparisons = _comparisons(entries, with_order)
+    every = _every(entries)
     title = "The paper's own numbers (quoted, test)"
     quoted_table = [Table(title, ["model", *_METRICS], _quoted_rows(paper))] if paper else []
     tables = [
@@ -120,11 +121,12 @@ def report(records: list[dict], with_order: bool) -> Report:
                 for c in comparisons
             ],
         ),
+        *_every_table(every),
         Table(
             "Cost",
             ["model", "seconds to train", "peak memory, MB", "parameters"],
             [
-                [r["label"], f"{r['seconds']['train']:.0f}", f"{r['peak_rss_mb']:.0f}", f"{r['parameters']:,}"]
+                [r["label"], *(f"{figure:.0f}" for figure in cost_of(r)), f"{r['parameters']:,}"]
                 for r in records
                 if r["seed"] == records[0]["seed"]
             ],
@@ -144,7 +146,8 @@ def report(records: list[dict], with_order: bool) -> Report:
     kept = ("label", "seed", "seconds", "peak_rss_mb", "parameters", "config", "versions", "machine", "precision")
     trainings = [{key: r[key] for key in kept if key in r} for r in records]
     content = {
-        "dataset": data, "rows": figures, "comparisons": comparisons, "paper": paper, "trainings": trainings,
+        "dataset": data, "rows": figures, "comparisons": comparisons, "every_baseline": every, "paper": paper,
+        "trainings": trainings,
     }  # fmt: skip
     return Report(f"{data['name']}: overall comparison", sentences, tables, content, lambda f: _draw(f, figures, paper))
 
@@ -202,6 +205,27 @@ def _comparisons(entries: dict, with_order: bool) -> list[dict]:
             if rival:
                 found.append({"row": label, "rival": rival, "role": role, **compare(entries[label], entries[rival])})
     return found
+
+
+def _every(entries: dict) -> list[dict]:
+    """Each preset's TokenRec against each baseline, by NDCG@20 and by Hit@20."""
+    labels = [run.label for run in ROWS if run.model == "TokenRec" and run.label in entries]
+    return [
+        {"row": label, "rival": rival, "metric": metric, **compare(entries[label], entries[rival], per_user=per_user)}
+        for rival in (name for name in entries if not name.startswith("TokenRec"))
+        for label in labels
+        for metric, per_user in (("ndcg@20", ndcg_per_user), ("hit@20", hit_per_user))
+    ]
+
+
+def _every_table(every: list[dict]) -> list[Table]:
+    columns = list(dict.fromkeys((c["row"], c["metric"]) for c in every))
+    cells: dict[str, list[str]] = {}
+    for c in every:
+        cells.setdefault(c["rival"], []).append(f"{c['ratio']:.3f} ({c['p']:.2g})")
+    title = "How many times each baseline TokenRec is (p), validation and test together"
+    rows = [[rival, *own] for rival, own in cells.items()]
+    return [Table(title, ["baseline", *(f"{row}, {metric}" for row, metric in columns)], rows)] if rows else []
 
 
 def _best(entries: dict, names: list[str]) -> str | None:

@@ -106,6 +106,16 @@ def record_path(bench: Bench, run: Run, seed: int, config) -> Path:
     return bench.folder / "runs" / f"{_slug(run.label)}-{seed}-{_identity(run, config)}.json"
 
 
+def cost_of(record: dict) -> tuple[float, float]:
+    """Seconds to train and peak memory in MiB of a record.
+
+    A stage or a whole training that came out of a cache counts as when it was trained.
+    """
+    stages = record.get("stages", {}).values()
+    seconds = max(record["seconds"]["train"], sum(stage["seconds"] for stage in stages))
+    return seconds, max(record["peak_rss_mb"], *(stage["peak_rss_mb"] for stage in stages), 0.0)
+
+
 def _train(run: Run, seed: int, config) -> dict:
     trained = run_model(config)
     trainer = trained.trainer

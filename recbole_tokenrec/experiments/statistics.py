@@ -36,8 +36,14 @@ def ndcg_per_user(ranks, k: int = 20) -> np.ndarray:
     return np.where(found, 1 / np.log2(np.where(found, ranks, 1) + 1), 0.0).mean(axis=0)
 
 
-def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20) -> dict:
-    """Paired t-test over users of NDCG@k, each user's mean over the seeds and the splits.
+def hit_per_user(ranks, k: int = 20) -> np.ndarray:
+    """As :func:`ndcg_per_user`, of Hit@k: the share of the seeds that found the item."""
+    ranks = np.asarray(ranks)
+    return ((ranks > 0) & (ranks <= k)).mean(axis=0)
+
+
+def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20, per_user=ndcg_per_user) -> dict:
+    """Paired t-test over users of a metric (``per_user``: NDCG@k), each user's mean over the seeds and the splits.
 
     A user's validation and test figures are not independent, so that they count as one. Only where the splits have
     different users (somebody with two interactions has no validation item) each figure counts by itself.
@@ -45,7 +51,7 @@ def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20) -> 
     Returns:
         ``ratio`` of the means, ``difference``, its 95 % interval ``low``, ``high``, and ``p`` (two-sided).
     """
-    ours, theirs = ([ndcg_per_user(one["ranks"][split], k) for split in splits] for one in (entry, other))
+    ours, theirs = ([per_user(one["ranks"][split], k) for split in splits] for one in (entry, other))
     together = np.mean if len({len(part) for part in ours}) == 1 else np.concatenate
     ours, theirs = together(ours, axis=0), together(theirs, axis=0)
     test = stats.ttest_rel(ours, theirs)

@@ -11,7 +11,7 @@ import itertools
 from recbole_tokenrec.configuration import grid_of
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.report import Report, Table
-from recbole_tokenrec.experiments.runs import Bench, Run, carry_out
+from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, cost_of
 
 TITLE = "a baseline's grid on validation"
 ARGUMENTS = ("model",)
@@ -32,7 +32,7 @@ def run(bench: Bench, arguments) -> Report:
     records = carry_out(runs, bench)
     scores = [record["rows"][0]["valid"]["ndcg@20"] for record in records]
     order = sorted(range(len(points)), key=lambda i: -scores[i])
-    rows = [[_text(points[i]), f"{scores[i]:.4f}", f"{records[i]['seconds']['train']:.0f}"] for i in order]
+    rows = [[_text(points[i]), f"{scores[i]:.4f}", f"{cost_of(records[i])[0]:.0f}"] for i in order]
     best = points[order[0]]
     entry = f"datasets: {{{bench.dataset}: {{{_text(best)}}}}}"
     content = {

@@ -57,6 +57,14 @@ def test_the_page_says_which_rows_have_one_seed(records):
     assert "NDCG@20. One seed (1)." in markdown(report([r for r in records if r["seed"] == 1], False), "command")
 
 
+def test_what_came_out_of_a_cache_costs_what_its_own_training_took(records):
+    taken = next(r for r in records if r["label"] == "TokenRec")  # the first seed's, which the table is of
+    taken["stages"] = {"cf": {"seconds": 100.0, "peak_rss_mb": 80.0}, "llm": {"seconds": 600.4, "peak_rss_mb": 812.0}}
+    lines = table(markdown(report(records, False), "command"), "Cost")
+    assert [cell.strip() for cell in lines["TokenRec"].split("|")[2:5]] == ["700", "812", "1,234"]
+    assert [cell.strip() for cell in lines["BPR"].split("|")[2:5]] == ["7", "90", "1,234"]
+
+
 def test_the_page_says_which_machine_trained_which_rows(records):
     assert "Trained on" not in markdown(report(records, False), "command")  # records of before have no machine
     milan = {"cpu": "EPYC", "torch_cpu_capability": "AVX2", "threads": 1, "device": "cpu"}
@@ -81,6 +89,48 @@ def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_oth
     assert against["difference"] == pytest.approx(mean["TokenRec"] - mean["CID"])
     assert against["ratio"] == pytest.approx(mean["TokenRec"] / mean["CID"])
     assert against["low"] < against["difference"] < against["high"] and against["p"] < 0.01
+
+
+def test_each_baseline_is_compared_by_both_metrics(records):
+    made = report(records, False)
+    lines = table(
+        markdown(made, "command"), "How many times each baseline TokenRec is (p), validation and test together"
+    )
+    assert list(lines) == ["baseline", "Pop", "BPR", "CID"]
+    ndcg, hit = (
+        next(c for c in made.content["every_baseline"] if (c["rival"], c["metric"]) == ("BPR", metric))
+        for metric in ("ndcg@20", "hit@20")
+    )
+    assert ndcg["ratio"] == pytest.approx(made.content["comparisons"][0]["ratio"] * _over("CID", "BPR", records))
+    found = [
+        np.mean(
+            [
+                np.asarray(ranks) <= 20
+                for r in records
+                if r["label"] == label
+                for ranks in r["rows"][0]["ranks"].values()
+            ]
+        )
+        for label in ("TokenRec", "BPR")
+    ]
+    assert hit["ratio"] == pytest.approx(found[0] / found[1])
+    assert f"| {ndcg['ratio']:.3f} ({ndcg['p']:.2g}) " in lines["BPR"] and f"{hit['ratio']:.3f} (" in lines["BPR"]
+
+
+def _over(label, other, records):
+    """Ratio of two rows' mean NDCG@20 over seeds and splits."""
+    means = [
+        np.mean(
+            [
+                ndcg_per_user([ranks]).mean()
+                for r in records
+                if r["label"] == name
+                for ranks in r["rows"][0]["ranks"].values()
+            ]
+        )
+        for name in (label, other)
+    ]
+    return means[0] / means[1]
 
 
 def test_the_best_baseline_is_best_on_both_splits_and_the_cosine_stage_does_not_hide_the_others(records):
