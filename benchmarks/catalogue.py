@@ -48,8 +48,8 @@ def tokenize(of: str, arguments) -> dict:
     begin(arguments)
     preset = preset_values("tuned")
     shape = {name: preset[f"mq_{name}"] for name in ("codebook_size", "codeword_dim", "hidden_size", "skip")}
-    models = 1 if of == "paper" else len(preset["cf_targets"])  # whose vectors stand side by side
-    tokenizer = MQTokenizer(models * preset["cf_embedding_size"], books()[of], **shape)
+    side_by_side = len(preset["cf_targets"]) * preset["cf_embedding_size"]
+    tokenizer = MQTokenizer(DIM if of == "paper" else side_by_side, books()[of], **shape)
     vectors = torch.randn(arguments.entities, tokenizer.input_dim)
     tokenizer.fit_scale(vectors[:10_000])
     tokenizer.encode_all(vectors[:8192])  # warm-up
