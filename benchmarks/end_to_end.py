@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 from benchmarks.harness import begin, finish, parser
+from recbole_tokenrec.experiments.runs import cost_of
 
 LABELS = ("TokenRec", "TokenRec (user-ID-only)")  # rows of ``experiment overall`` that are a preset as it is
 PARTS = ("data", "build", "cf", "tokenizer", "llm", "evaluation")
@@ -71,8 +72,7 @@ def row_of(record: dict, data: dict, seed: int) -> dict:
         "seconds": {**seconds, "all": sum(seconds.values())},
         "cpu_seconds": None if cached else sum(record["cpu_seconds"].values()),
         "cached": cached,
-        # of a stage that came out of the cache, the peak when it was trained
-        "peak_rss_mb": max(record["peak_rss_mb"], *(stage["peak_rss_mb"] for stage in record["stages"].values())),
+        "peak_rss_mb": cost_of(record)[1],
     }
 
 

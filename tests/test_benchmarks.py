@@ -115,10 +115,11 @@ def test_an_error_in_a_measured_process_is_raised_here():
 @pytest.mark.unit
 def test_end_to_end_prefers_trainings_whose_stages_were_not_cached(tmp_path):
     def record(seed, cached, **others):
-        stage = {"cached": cached, "peak_rss_mb": 100.0}
+        stage = {"cached": cached, "seconds": 1.0, "peak_rss_mb": 100.0 * seed}
         return {
             "label": "TokenRec", "seed": seed, "data": {"name": "toy", "users": 4, "items": 5, "interactions": 9},
-            "config": {"preset": "tuned"}, "seconds": dict.fromkeys(PARTS, float(seed)), "peak_rss_mb": 200.0,
+            "config": {"preset": "tuned"}, "seconds": dict.fromkeys((*PARTS, "train"), float(seed)),
+            "peak_rss_mb": 250.0,
             "cpu_seconds": {"train": 5.0, "evaluation": 1.0}, "stages": {"cf": stage}, **others,
         }  # fmt: skip
 
@@ -130,6 +131,7 @@ def test_end_to_end_prefers_trainings_whose_stages_were_not_cached(tmp_path):
     first, second = rows_of([tmp_path])
     assert (first["preset"], first["seed"], first["cpu_seconds"], first["seconds"]["all"]) == ("tuned", 2, 6.0, 12.0)
     assert (second["preset"], second["seed"], second["cpu_seconds"]) == ("user_id_only", 9, None)
+    assert (first["peak_rss_mb"], second["peak_rss_mb"]) == (250.0, 900.0)  # of a cached stage: its own training's
 
 
 @pytest.mark.unit
