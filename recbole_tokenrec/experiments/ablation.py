@@ -1,7 +1,9 @@
 """Table 6: TokenRec without one of its parts, the paper's three and those that this implementation adds.
 
 ``w/o K-way`` gives one codebook the codewords that the K item codebooks had together (Section 3.5). Users have more
-codebooks than items in the preset ``tuned``; there they lose more.
+codebooks than items in the preset ``tuned``; there they lose more. ``w/o HOCK`` is as many matrix factorisations as the
+preset has collaborative models. Their users are rows of a table, whose tokens know the targets in training; the row
+``user tokens know the targets`` is what it is to be compared with where the preset's do not.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def variants(settings) -> dict[str, dict]:
         "mq_codebook_size": settings["mq_num_codebooks"] * settings["mq_codebook_size"],
     }
     known = {"llm_user_tokens": "all", "prompt_decoder_items": 0}  # a decoder that reads wants users by their items
-    mf = {"cf_n_layers": 0, "cf_user_table": True, "cf_targets": "all", **known}
+    models = len(settings["cf_targets"]) if isinstance(settings["cf_targets"], list) else 1
+    mf = {"cf_n_layers": 0, "cf_user_table": True, "cf_targets": ["all"] * models, **known}
     if settings["cf_loss"] == "own":
         mf = {"cf_model": "BPR"}
     found = {

@@ -65,6 +65,11 @@ def test_what_came_out_of_a_cache_costs_what_its_own_training_took(records):
     assert [cell.strip() for cell in lines["BPR"].split("|")[2:5]] == ["7", "90", "1,234"]
 
 
+def test_a_model_that_is_fitted_while_it_is_built_costs_that_time(records):
+    records[0]["seconds"] = {"build": 165.4, "train": 7.0}
+    assert "| 172 " in table(markdown(report(records, False), "command"), "Cost")["Pop"]
+
+
 def test_the_page_says_which_machine_trained_which_rows(records):
     assert "Trained on" not in markdown(report(records, False), "command")  # records of before have no machine
     milan = {"cpu": "EPYC", "torch_cpu_capability": "AVX2", "threads": 1, "device": "cpu"}
@@ -93,9 +98,8 @@ def test_a_rival_of_one_seed_is_compared_user_by_user_with_the_mean_over_the_oth
 
 def test_each_baseline_is_compared_by_both_metrics(records):
     made = report(records, False)
-    lines = table(
-        markdown(made, "command"), "How many times each baseline TokenRec is (p), validation and test together"
-    )
+    title = "How many times each baseline TokenRec is (p), validation and test together, and test alone"
+    lines = table(markdown(made, "command"), title)
     assert list(lines) == ["baseline", "Pop", "BPR", "CID"]
     ndcg, hit = (
         next(c for c in made.content["every_baseline"] if (c["rival"], c["metric"]) == ("BPR", metric))
@@ -115,6 +119,30 @@ def test_each_baseline_is_compared_by_both_metrics(records):
     ]
     assert hit["ratio"] == pytest.approx(found[0] / found[1])
     assert f"| {ndcg['ratio']:.3f} ({ndcg['p']:.2g}) " in lines["BPR"] and f"{hit['ratio']:.3f} (" in lines["BPR"]
+
+
+def test_the_test_items_alone_stand_beside_both_splits(records):
+    rival = next(r for r in records if r["label"] == "CID")["rows"][0]["ranks"]
+    for entry in (r for r in records if r["label"] == "TokenRec"):  # all of the lead is on validation
+        entry["rows"][0]["ranks"] = {"valid": [1] * USERS, "test": rival["test"]}
+    made = report(records, False)
+    against = next(c for c in made.content["comparisons"] if (c["row"], c["rival"]) == ("TokenRec", "CID"))
+    assert against["ratio"] > 1.2 and against["p"] < 1e-6 and against["test"]["ratio"] == 1.0
+    lines = [line for line in markdown(made, "command").splitlines() if "| CID (best baseline)" in line]
+    assert "| 1.000 (" in next(line for line in lines if line.startswith("| TokenRec  "))
+
+
+@pytest.mark.parametrize(
+    "rows, told",
+    [
+        ([], "items here."),
+        (["SASRec"], "items here, as it is used by SASRec."),
+        (["TokenRec (order-blind)"], ", and the order-blind row is compared"),
+    ],
+)
+def test_the_page_speaks_of_those_rows_only_that_it_has(records, rows, told):
+    page = markdown(report([*records, *(record(label, 1, 50) for label in rows)], True), "command")
+    assert told in page and ("order-blind row" in page) == ("TokenRec (order-blind)" in rows)
 
 
 def _over(label, other, records):
