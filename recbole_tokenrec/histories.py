@@ -2,13 +2,16 @@
 
 A history is made from the *training* data set that RecBole hands to the model, so that validation and test items are
 not in reach of anything that reads histories. Only :meth:`Histories.extended` adds interactions, for
-``history_at_test: train_valid``, at evaluation.
+``history_at_test: train_valid``, at evaluation; what reads them then is a model's ``reading``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+
+from recbole_tokenrec.errors import ConfigError
 
 
 class Histories:
@@ -50,6 +53,22 @@ class Histories:
         return Histories(
             np.concatenate([self.rows().numpy(), users]), np.concatenate([self.items.numpy(), items]), self.n_users
         )
+
+    def known_at(self, eval_data) -> Histories:
+        """These and what else RecBole masks as history in ``eval_data``: the validation items for the test set.
+
+        Raises:
+            ConfigError: ``eval_data`` does not rank all items, and masks nothing.
+        """
+        if not isinstance(eval_data, FullSortEvalDataLoader):
+            raise ConfigError("history_at_test: 'train_valid' needs full-sort evaluation, eval_args: {mode: full}")
+        users, items = [], []
+        for user in eval_data.uid_list.tolist():
+            known = set(self.of_user(user).tolist())
+            later = [item for item in eval_data.uid2history_item[user].tolist() if item not in known]
+            users += [user] * len(later)
+            items += later
+        return self.extended(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64))
 
     def of_user(self, user: int) -> torch.Tensor:
         """Items of one user, oldest first."""

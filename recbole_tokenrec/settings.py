@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.training.steps import LLM_EPOCHS, LLM_STEPS
 
 
 class Option(NamedTuple):
@@ -52,7 +53,6 @@ def _choice(doc, *choices):
     return Option(str, doc, choices=choices)
 
 
-LLM_STEPS, LLM_EPOCHS = 2100, (4, 60)  # small data are gone through more often
 
 
 def _stage(name: str, prefix: str) -> dict[str, Option]:
@@ -222,7 +222,8 @@ OPTIONS: dict[str, Option] = {
     "prompt_max_tokens": _int("Longest prompt in tokens (T5: 512).", 16),
     # evaluation and house-keeping
     "history_at_test": _choice(
-        "What the test prompt lists: the training part only (as RecBole's general models), or the validation item too.",
+        "What is known of a user at test: the training part only (as RecBole's general models do it), or the "
+        "validation item too, in prompts and, by fold-in where cf_user_table is false, in vectors and tokens.",
         "train",
         "train_valid",
     ),

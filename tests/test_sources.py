@@ -39,7 +39,11 @@ def test_only_what_runs_counts(copy):
     assert code_digest(copy) == before
     code_digest.cache_clear()
     change(file, "max_iter=20", "max_iter=21")
-    assert code_digest(copy) != before
+    changed = code_digest(copy)
+    assert changed != before
+    code_digest.cache_clear()
+    change(copy / "training" / "steps.py", "LLM_STEPS, LLM_EPOCHS = 2", "LLM_STEPS, LLM_EPOCHS = 1")
+    assert code_digest(copy) != changed
     code_digest.cache_clear()
 
 

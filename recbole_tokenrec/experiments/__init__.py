@@ -5,4 +5,6 @@ and ``run(bench, arguments) -> Report``. Trainings go through ``runs.py``, which
 interrupted experiment continues where it stopped.
 """
 
-NAMES = ("overall", "generalize", "ablation", "masking", "codebook", "levers", "efficiency", "curves", "tune")
+NAMES = (
+    "overall", "history", "generalize", "ablation", "masking", "codebook", "levers", "efficiency", "curves", "tune",
+)  # fmt: skip

@@ -53,7 +53,11 @@ def compare(entry: dict, other: dict, splits=("valid", "test"), k: int = 20, per
     """
     ours, theirs = ([per_user(one["ranks"][split], k) for split in splits] for one in (entry, other))
     together = np.mean if len({len(part) for part in ours}) == 1 else np.concatenate
-    ours, theirs = together(ours, axis=0), together(theirs, axis=0)
+    return paired(together(ours, axis=0), together(theirs, axis=0))
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> dict:
+    """As :func:`compare`, of one figure (n,) for each user."""
     test = stats.ttest_rel(ours, theirs)
     interval = test.confidence_interval()
     return {

@@ -82,11 +82,15 @@ def load_backbone(
 
 
 def weights_digest(name: str | None) -> list[str]:
-    """[hash of all files] of a backbone that is a folder, whose content may change under its name; else []."""
-    if not name or not Path(name).is_dir():
+    """[hash of all files] of a folder or a from-scratch preset, whose content may change under its name; else []."""
+    if name and Path(name).is_dir():
+        files = sorted(file for file in Path(name).iterdir() if file.is_file())
+    elif name in scratch_presets():
+        files = [properties_dir() / "backbone" / f"{name}.json"]
+    else:
         return []
     digest = hashlib.sha256()
-    for path in sorted(file for file in Path(name).iterdir() if file.is_file()):
+    for path in files:
         digest.update(path.name.encode())
         with open(path, "rb") as file:
             while part := file.read(2**24):

@@ -25,6 +25,7 @@ Two things differ from LightGCN besides the loss, each an option:
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 
 import numpy as np
@@ -224,6 +225,24 @@ class LightGCNSoftmax(GeneralRecommender):
             with torch.no_grad():
                 self._evaluated = tuple(F.normalize(table, dim=-1) for table in self.forward())
         return self._evaluated
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def reading(self, histories: Histories):
+        """While it lasts, users are what ``histories`` make of them, by :meth:`fold_in`; no weight changes.
+
+        Raises:
+            ConfigError: users are rows of a trained table (``user_table: true``).
+        """
+        if self.user_embedding is not None:
+            raise ConfigError("user_table: True leaves users as they were trained; allowed here: False")
+        rows, items, ages = (part.to(self.device) for part in (histories.rows(), histories.items, histories.ages()))
+        users, (_, places) = self.fold_in(rows, items, ages, histories.n_users), self._vectors()
+        self._evaluated = F.normalize(users, dim=-1), places
+        try:
+            yield
+        finally:
+            self._evaluated = None
 
     def predict(self, interaction) -> torch.Tensor:
         """Cosine of the pairs (B,)."""

@@ -13,6 +13,7 @@ and masks nothing).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -90,6 +91,15 @@ class SequenceModel(GeneralRecommender):
     def last_states(self, users: torch.Tensor) -> torch.Tensor:
         """The state (B, h) from which the next item of each user is predicted."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def reading(self, histories: Histories):
+        """While it lasts, users have these histories; no weight changes."""
+        kept, self.histories = self.histories, histories
+        try:
+            yield
+        finally:
+            self.histories = kept
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
         """Scores of B users over all items, flat: (B * n_items,)."""

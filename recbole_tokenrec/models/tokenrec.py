@@ -13,11 +13,14 @@ Everything is made from the training data set that RecBole passes in; see ``hist
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch.nn import functional as F
 
+from recbole_tokenrec.collaborative.ensemble import members_of
 from recbole_tokenrec.collaborative.representations import build_collaborative, representations, unfilled
 from recbole_tokenrec.errors import DataError
 from recbole_tokenrec.histories import Histories, take
@@ -63,7 +66,7 @@ class TokenRec(GeneralRecommender):
         retrieval_vectors: (n_items, d), where items are retrieved; beside item_vectors with ``llm_item_offset`` only.
         user_codes, item_codes: (n_users, K), (n_items, K); frozen after the tokenizer stage.
         distill: ``llm_distill`` of the running epoch.
-        evaluation_histories: what prompts list at evaluation; the training histories unless the trainer adds to them.
+        evaluation_histories: what prompts list at evaluation; the training histories but within :meth:`reading`.
     """
 
     input_type = InputType.PAIRWISE
@@ -324,6 +327,35 @@ class TokenRec(GeneralRecommender):
     def tokenizer_inputs(self, vectors: torch.Tensor) -> torch.Tensor:
         """What the tokenizers read: where cosine is all that counts, directions without lengths."""
         return F.normalize(vectors, dim=-1) if self.settings.cf_loss == "softmax_cosine" else vectors
+
+    @torch.no_grad()
+    def fold_in(self, histories: Histories, users: torch.Tensor) -> None:
+        """Give ``users`` (n,) the representations and tokens that ``histories`` make of them.
+
+        Tables, tokenizers and language model stay as they are (Fig. 3).
+        """
+        rows, places = histories.places(users)
+        items, ages, device = histories.items[places], histories.ages()[places], self.item_vectors.device
+        vectors = self.collaborative.fold_in(rows.to(device), items.to(device), ages.to(device), len(users))
+        self.user_vectors[users] = vectors
+        self.user_codes[users] = self.user_tokenizer.encode_all(self.tokenizer_inputs(vectors))
+
+    @contextlib.contextmanager
+    def reading(self, histories: Histories):
+        """While it lasts, users are what ``histories`` make of them: prompts, vectors and tokens; no weight changes.
+
+        Users who are rows of a trained table (``cf_user_table``, RecBole's models) keep their vectors and tokens.
+        """
+        kept = self.evaluation_histories, self.user_vectors, self.user_codes
+        longer = (histories.counts() != self.evaluation_histories.counts()).nonzero().squeeze(1)
+        self.evaluation_histories = histories
+        try:
+            if all(getattr(model, "user_embedding", self) is None for model in members_of(self.collaborative)):
+                self.user_vectors, self.user_codes = self.user_vectors.clone(), self.user_codes.clone()
+                self.fold_in(histories, longer)
+            yield
+        finally:
+            self.evaluation_histories, self.user_vectors, self.user_codes = kept
 
     @torch.no_grad()
     def folded_in(self, visible: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,12 @@ from recbole_tokenrec.collaborative.ensemble import CollaborativeEnsemble, membe
 from recbole_tokenrec.llm.llm4rec import token_directions
 from recbole_tokenrec.llm.prompts import NUM_SEEN
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
-from recbole_tokenrec.settings import LLM_EPOCHS, LLM_STEPS
 from recbole_tokenrec.tokenizers import code_statistics
 from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
 from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 from recbole_tokenrec.training.parts import next_part, random_part, window_part, without_some
+from recbole_tokenrec.training.steps import LLM_EPOCHS, LLM_STEPS
 
 
 class Stage:

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 import recbole_tokenrec
 from recbole_tokenrec.checkpoints import load_checkpoint, plain_config, save_checkpoint
-from recbole_tokenrec.errors import ConfigError, TrainingError
-from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.errors import TrainingError
 from recbole_tokenrec.measure import Cost
 from recbole_tokenrec.models.tokenrec import COLLABORATIVE, ITEM_TOKENIZER, LLM, USER_TOKENIZER
 from recbole_tokenrec.snapshot import DataSnapshot
@@ -257,7 +256,11 @@ class TokenRecTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """RecBole's evaluation; in the LLM4Rec stage all users are encoded once beforehand."""
+        """RecBole's evaluation; in the LLM4Rec stage all users are encoded once beforehand.
+
+        With ``history_at_test: train_valid`` the model reads whatever RecBole masks as history: the validation item
+        for the test set, and nothing more for the validation set.
+        """
         if not eval_data:
             return None
         model = self.model
@@ -266,17 +269,17 @@ class TokenRecTrainer(Trainer):
             model.load_state_dict(payload["state_dict"])
             model.load_other_parameter(payload["other_parameter"])
         model.eval()
-        model.evaluation_histories = self._histories_for(eval_data)
+        longer = model.settings.history_at_test == "train_valid"
         eval_data = self._within_budget(eval_data)
-        try:
-            if distributed.active():
-                return self._evaluate_together(eval_data)
-            if model.stage != COLLABORATIVE:
-                model.remember_users()
-            return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-        finally:
-            model.forget_users()
-            model.evaluation_histories = model.histories
+        with model.reading(model.histories.known_at(eval_data)) if longer else nullcontext():
+            try:
+                if distributed.active():
+                    return self._evaluate_together(eval_data)
+                if model.stage != COLLABORATIVE:
+                    model.remember_users()
+                return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+            finally:
+                model.forget_users()
 
     def _evaluate_together(self, eval_data) -> dict:
         """RecBole's evaluation with its batches dealt out to the processes; the same metrics in each of them."""
@@ -350,24 +353,6 @@ class TokenRecTrainer(Trainer):
         self.model.collaborative_score = "cosine" if self.model.settings.cf_loss == "softmax_cosine" else "dot"
         result = self.evaluate(valid_data, load_best_model=False)
         return calculate_valid_score(result, self.valid_metric), result
-
-    def _histories_for(self, eval_data) -> Histories:
-        """The training histories; with ``history_at_test: train_valid``, whatever else RecBole masks as history too.
-
-        That is the validation item for the test set, and nothing more for the validation set.
-        """
-        model = self.model
-        if model.settings.history_at_test == "train":
-            return model.histories
-        if not isinstance(eval_data, FullSortEvalDataLoader):
-            raise ConfigError("history_at_test: 'train_valid' needs full-sort evaluation, eval_args: {mode: full}")
-        users, items = [], []
-        for user in eval_data.uid_list.tolist():
-            known = set(model.histories.of_user(user).tolist())
-            later = [item for item in eval_data.uid2history_item[user].tolist() if item not in known]
-            users += [user] * len(later)
-            items += later
-        return model.histories.extended(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64))
 
     def _within_budget(self, eval_data):
         """``eval_data``, or the same with fewer users a batch, if their scores would exceed ``memory_budget_gb``."""

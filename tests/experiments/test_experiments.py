@@ -11,11 +11,12 @@ from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
-from recbole_tokenrec.experiments.generalize import left_out_users
+from recbole_tokenrec.experiments.generalize import _paired, left_out_users
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.runs import Bench, Run, record_path
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 from recbole_tokenrec.settings import check, read_settings
+from recbole_tokenrec.training.trainer import TokenRecTrainer
 
 pytest.importorskip("matplotlib")
 FAST = [
@@ -74,6 +75,35 @@ def test_overall_writes_all_files_and_goes_on_where_it_stopped(experiment, monke
     with pytest.raises(TypeError):
         experiment("overall", "--rows", "Pop;BPR;TokenRec", *FAST, "--mq_beta=0.5", seeds=2)
     capsys.readouterr()
+
+
+@pytest.mark.recipe
+def test_history_asks_the_trainings_of_overall_again_with_the_validation_item_known(
+    experiment, monkeypatch, capsys
+):
+    rows = "EASE, recency;LightGCN-softmax;TokenRec"
+    trained = experiment("overall", "--rows", rows, *FAST)[1]["rows"]
+    monkeypatch.setattr("recbole_tokenrec.experiments.runs.run_model", None)
+    code, result, folder = experiment("history", "--rows", rows, *FAST)
+    assert code == 0
+    for label, row in result["rows"].items():
+        assert row["train"]["ndcg@20"]["mean"] == pytest.approx(trained[label]["test"]["ndcg@20"]["mean"], abs=1e-5)
+        assert row["train_valid"] != row["train"]
+    assert set(result["rows"]) == {*rows.split(";"), "TokenRec: own stage, cosine"}
+    text = (folder / "result.md").read_text()
+    assert "recbole-tokenrec experiment history --dataset toy --rows 'EASE, recency;" in text
+    assert "| TokenRec " in text and "TokenRec: own stage, cosine |" in text
+
+    record = next((folder.parent.parent / "overall" / "toy" / "runs").glob("ease*"))
+    content = json.loads(record.read_text())
+    content["rows"][0]["ranks"]["test"][0] += 1
+    record.write_text(json.dumps(content))
+    assert experiment("history", "--rows", rows, *FAST)[0] == 2
+    assert "other ranks than its record holds; delete the row's file" in capsys.readouterr().err
+    content["checkpoint"] = "gone.pth"
+    record.write_text(json.dumps(content))
+    assert experiment("history", "--rows", rows, *FAST)[0] == 2
+    assert "gone.pth: the checkpoint of row 'EASE, recency', seed 2020, is gone" in capsys.readouterr().err
 
 
 @pytest.mark.recipe
@@ -142,16 +172,25 @@ def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(exper
 
     def spy(model, histories, users):
         seen["trained on"] = model.histories.counts()[users].sum().item()
+        seen["left out"] = users
         before = {key: value.clone() for key, value in model.state_dict().items()}
         original(model, histories, users)
         changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
         seen["changed"] = changed
 
+    fit = TokenRecTrainer.fit
+
+    def watched(self, train, valid=None, **options):
+        seen["validated by"] = valid.uid_list
+        return fit(self, train, valid, **options)
+
     monkeypatch.setattr(generalize, "fold_in", spy)
+    monkeypatch.setattr(TokenRecTrainer, "fit", watched)
     fast = [a for a in FAST if not a.startswith("--cf_epochs")] + ["--cf_epochs=20"]
     code, result, _ = experiment("generalize", "--share", "0.2", *fast, folder="tuned-least")
     assert code == 0
     assert seen["trained on"] == 0
+    assert len(seen["validated by"]) == 38 and not torch.isin(seen["validated by"], seen["left out"]).any()
     assert seen["changed"] == {"user_vectors", "user_codes"}  # tables, tokenizers and language model are untouched
     assert result["users"] == 10
     # the toy's answer: an item of his own group, which popularity finds once in four times
@@ -287,6 +326,23 @@ def test_seed_and_preset_of_a_file_count_and_the_page_prints_a_command_that_make
         with pytest.raises(ZeroDivisionError):
             main(["experiment", "masking", "--config_files", str(file), "--output_dir", str(tmp_path), *arguments])
         assert seen.pop().preset == preset
+
+
+@pytest.mark.unit
+def test_somebody_whom_several_seeds_leave_out_counts_once():
+    def both(ranks):
+        return {"valid": list(ranks), "test": list(ranks)}
+
+    # of four users the first two seeds leave out 1 and 2, the third 1 and 3; 1 is always found at once, unseen only
+    records = [
+        {"users": [1, 2], "ranks": both([1, 0, 5, 5])},
+        {"users": [1, 2], "ranks": both([1, 3, 5, 5])},
+        {"users": [1, 3], "ranks": both([1, 5, 0, 5])},
+    ]
+    trained = [{"rows": [{"ranks": both([0, 3, 3, 3])}]}] * 3
+    found = _paired(trained, records)
+    assert found["users"] == 3
+    assert found["difference"] == pytest.approx(np.mean([1.0, (0.5 + 0.0) / 2 - 0.5, 0.0 - 0.5]))
 
 
 @pytest.mark.unit

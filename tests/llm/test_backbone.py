@@ -12,6 +12,7 @@ from recbole_tokenrec.llm.backbone import (
     load_backbone,
     rebuild_backbone,
     scratch_presets,
+    weights_digest,
     word_level_tokenizer,
 )
 from recbole_tokenrec.llm.llm4rec import LLM4Rec, token_directions
@@ -153,3 +154,14 @@ def test_a_pooled_entity_is_read_as_the_sum_of_its_tokens():
         table[ids[0]], table[ids[4]] = table[tokens].sum(dim=1) / 2
     written = words.masked_scatter(at, ids[[0, 4]])
     torch.testing.assert_close(model(PromptBatch(written, torch.ones_like(words))), pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_the_digest_of_a_from_scratch_preset_is_that_of_its_file(tmp_path, monkeypatch):
+    (tmp_path / "backbone").mkdir()
+    file = tmp_path / "backbone" / "t5-mine.json"
+    monkeypatch.setattr("recbole_tokenrec.llm.backbone.properties_dir", lambda: tmp_path)
+    file.write_text('{"d_model": 8}')
+    before = weights_digest("t5-mine")
+    file.write_text('{"d_model": 16}')
+    assert len(before) == 1 and weights_digest("t5-mine") != before and weights_digest("google/t5") == []

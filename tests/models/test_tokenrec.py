@@ -200,8 +200,8 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
 def test_history_at_test_adds_the_validation_item_and_only_at_test(fit):
     trainer, _, valid, test = fit(history_at_test="train_valid", llm_epochs=1)
     histories = trainer.model.histories
-    assert torch.equal(trainer._histories_for(valid).items, histories.items)
-    longer = trainer._histories_for(test)
+    assert torch.equal(histories.known_at(valid).items, histories.items)
+    longer = histories.known_at(test)
     features = valid._dataset.inter_feat
     for user, item in zip(features["user_id"].tolist(), features["item_id"].tolist()):
         assert longer.of_user(user).tolist() == [*histories.of_user(user).tolist(), item]
