@@ -41,7 +41,7 @@ _UNLISTED = {
 NO_MATTER = {
     "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
     "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
-    "distributed_timeout",
+    "distributed_timeout", "ids_digest",
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
 import recbole_tokenrec
+from recbole_tokenrec.checkpoints import ids_digest
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, no_presets
 from recbole_tokenrec.datacheck import load_data
@@ -151,6 +152,7 @@ def run_model(config) -> Trained:
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as loading:
         dataset, (train_data, valid_data, test_data) = load_data(config)
+    config["ids_digest"] = ids_digest(dataset)  # goes into the checkpoint
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
         model = _built(name, config, train_data._dataset).to(config["device"])
