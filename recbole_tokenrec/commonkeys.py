@@ -39,7 +39,6 @@ OPTIONS: dict[str, Option] = {
     "reproducibility": Option(bool, ""),
     "show_progress": Option(bool, ""),
     "worker": Option(int, "", 0),
-    "nproc": Option(int, "", 1),
     "load_col": Option(dict, ""),
     "field_separator": Option(str, ""),
     "val_interval": Option(dict, ""),

@@ -32,9 +32,8 @@ from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
 
 # RecBole reads these, but no YAML of its own names them.
 _UNLISTED = {
-    "model", "dataset", "encoding", "loss_type", "benchmark_filename", "nproc", "world_size", "ip", "port",
-    "local_rank", "offset", "enable_amp", "enable_scaler", "transform", "wandb_project", "MODEL_TYPE",
-    "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization", "datasets",
+    "model", "dataset", "encoding", "loss_type", "benchmark_filename", "enable_amp", "enable_scaler", "transform",
+    "wandb_project", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization",
 }  # fmt: skip
 
 # Settings that say where, how loudly and how often, not what: runs that differ in these alone have the same numbers.
@@ -70,6 +69,8 @@ def make_config(
             if stages := _of_stages(key):
                 raise ConfigError(f"{key}: TokenRec trains in stages, each with a key of its own: {', '.join(stages)}")
         reject_unknown(chosen, known)
+        if chosen.get("dataset", dataset) != dataset:
+            raise ConfigError(f"dataset: {chosen['dataset']!r} was set, but '{dataset}' is asked for")
     defaults = _table_defaults(model, dataset)
     keys = together(defaults, merged(config_files), overrides)
     if model != "TokenRec":  # of several models in a table
@@ -160,7 +161,7 @@ def known_keys(model: str) -> set[str]:
             keys |= set(_read_yaml(file))
     if model == "TokenRec":  # reads none of these; somebody who says epochs: 1 shall not wait for hours
         keys -= {"learner", *filter(_of_stages, training_arguments)}
-    return keys - {"grid"}
+    return keys - {"grid", "datasets"}
 
 
 def _of_stages(key: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from recbole_tokenrec.cli.run import add_common_arguments, overrides_of
+from recbole_tokenrec.cli.run import add_common_arguments, overrides_of, settle
 from recbole_tokenrec.configuration import merged
 from recbole_tokenrec.errors import ConfigError
 
@@ -21,7 +21,7 @@ def add_parser(subparsers) -> None:
     )
     add_common_arguments(parser)
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file of keys with their values")
-    parser.add_argument("--model", default="TokenRec", help="ours or RecBole's (default: %(default)s)")
+    parser.add_argument("--model", help="ours or RecBole's (default: TokenRec)")
     parser.add_argument("--preset", help="for TokenRec")
     parser.add_argument("--trials", type=int, help="how many (default: every combination of lists, else 20)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
@@ -33,6 +33,8 @@ def add_parser(subparsers) -> None:
 def run(arguments, rest: list[str]) -> int:
     from recbole_tokenrec.sweep import Sweep, check_space, grid, run_sweep
 
+    settle(arguments, "dataset", "ml-100k")
+    settle(arguments, "model", "TokenRec")
     for key in ("trials", "workers"):
         value = getattr(arguments, key)
         if value is not None and value < 1:
