@@ -43,6 +43,8 @@ def run(arguments, rest: list[str]) -> int:
     combinations = grid(space)
     overrides = overrides_of(arguments, rest)
     preset = overrides.pop("preset", None)
+    if arguments.name is not None and (arguments.name in ("", ".", "..") or set(arguments.name) & set("/\\")):
+        raise ConfigError(f"--name: {arguments.name!r} is not allowed; allowed: a name, without a path")
     name = arguments.name or f"{arguments.model}-{arguments.dataset}"
     folder = (Path(arguments.output_dir) / "sweeps" / name).absolute()
     try:
@@ -65,5 +67,8 @@ def run(arguments, rest: list[str]) -> int:
     rows = [[t["number"], *t["keys"].values(), t["value"], " ".join(t.get("cached", []))] for t in result["trials"]]
     headers = ["trial", *space, "valid", "stages from the cache"]
     print(tabulate(rows, headers=headers, floatfmt=".4f"))
+    for trial in result["trials"]:
+        if "error" in trial:
+            print(f"trial {trial['number']} failed: {trial['error']}")
     print(f"\nresult file: {folder / 'sweep.json'}")
     return 0
