@@ -13,7 +13,7 @@ from pathlib import Path
 from recbole_tokenrec.cli.run import add_common_arguments, overrides_of, settle
 from recbole_tokenrec.configuration import NO_MATTER, merged
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.experiments import NAMES
+from recbole_tokenrec.experiments import NAMES, REPORTED
 
 
 def add_parser(subparsers) -> None:
@@ -60,6 +60,7 @@ def run(arguments, rest: list[str]) -> int:
         tuple(range(first, first + arguments.seeds)),
         tuple(arguments.config_files),
         overrides,
+        REPORTED[arguments.name],
     )
     module = importlib.import_module(f"recbole_tokenrec.experiments.{arguments.name}")
     report = module.run(bench, arguments)

@@ -47,13 +47,14 @@ class Run(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What all trainings of an experiment share."""
+    """What all trainings of an experiment share; ``reported`` are the metrics that its report reads."""
 
     dataset: str
     folder: Path
     seeds: tuple[int, ...]
     config_files: tuple = ()
     overrides: dict = {}
+    reported: tuple[str, ...] = ()
 
     def config(self, run: Run, seed: int):
         """RecBole's ``Config`` of one training: the row's keys, and the user's for all rows.
@@ -73,7 +74,7 @@ class Bench(NamedTuple):
         keys = {**self.overrides, **own, "seed": seed}
         known = known_keys(run.model).union(*map(known_keys, MODELS))
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
-        need_ranks(config)
+        need_ranks(config, self.reported)
         if run.model == "TokenRec":
             read_settings(config)
         return config
