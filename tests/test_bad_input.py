@@ -61,6 +61,25 @@ CONFIGURATION = [
      '"[5,inf)" or empty'),
     ("BPR", ["--val_interval={user_id: 3}"], "val_interval: {user_id: 3} is not allowed; allowed: an interval like "
      '"[3,inf)" or a list'),
+    ("BPR", ["--val_interval={timestamp: '3,inf'}"], "val_interval: {timestamp: '3,inf'} is not allowed; allowed: an "
+     'interval like "[3,inf)" or a list'),
+    ("BPR", ["--val_interval={timestamp: '[1,2);[b,5]'}"], "val_interval: {timestamp: '[1,2);[b,5]'} is not allowed"),
+    ("BPR", ["--item_inter_num_interval=[5,x)"], "item_inter_num_interval: '[5,x)' is not allowed"),
+    ("BPR", ["--eval_args={spilt: {RS: [0.8, 0.1, 0.1]}}"], "eval_args: the part 'spilt' is not known; allowed: split, "
+     "order, group_by, mode; did you mean 'split'?"),
+    ("BPR", ["--train_neg_sample_args={distribution: uniform, sample_num: 1, alpha: 1, dynmic: true}"],
+     "train_neg_sample_args: the part 'dynmic' is not known; allowed: distribution, sample_num, alpha, dynamic, "
+     "candidate_num; did you mean 'dynamic'?"),
+    ("LightGCNSoftmax", ["--precision=fp16"], "precision: 'fp16' is not allowed; allowed: one of auto, fp32, bf16"),
+    ("BERT4RecCE", ["--mask_ratio=1.5"], "mask_ratio: 1.5 is not allowed; allowed: float in [0, 1]"),
+    ("SASRecCE", ["--n_layers=0"], "n_layers: 0 is not allowed; allowed: int in [1, inf)"),
+    ("S3RecCE", ["--n_heads=0"], "n_heads: 0 is not allowed; allowed: int in [1, inf)"),
+    ("SASRecCE", ["--hidden_size=-4"], "hidden_size: -4 is not allowed; allowed: int in [1, inf)"),
+    ("SASRecCE", ["--inner_size="], "inner_size: a value is needed; allowed: int in [1, inf)"),
+    ("BERT4RecCE", ["--layer_norm_eps=-1"], "layer_norm_eps: -1.0 is not allowed; allowed: float in (0, inf)"),
+    ("S3RecCE", ["--hidden_dropout_prob=1.5"], "hidden_dropout_prob: 1.5 is not allowed; allowed: float in [0, 1]"),
+    ("SASRecCE", ["--hidden_act=gelo"], "hidden_act: 'gelo' is not allowed; allowed: one of gelu, relu, swish, tanh, "
+     "sigmoid; did you mean 'gelu'?"),
     ("BPR", ["--resume=true"], "argument --resume: ignored explicit argument 'true'"),
     ("BPR", ["--checkpoint_every_seconds=-1"], "checkpoint_every_seconds: -1 is not allowed; allowed: float in [0, "
      "inf) or empty"),
