@@ -12,8 +12,10 @@ import re
 
 from recbole.evaluator import base_metric
 from recbole.evaluator.register import metrics_dict
+from recbole.utils import EvaluatorType
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import Option, check, nearest
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -102,6 +104,13 @@ def check_common(config) -> None:
         raise ConfigError(
             f"eval_args: order: {config['eval_args']['order']!r} is not allowed; allowed: TO (by time) or RO (random)"
         )
+    if "labeled" in config["eval_args"]["mode"].values():
+        if config["model"] in MODELS:
+            raise ConfigError("eval_args: mode: labeled is not allowed; allowed: full, uniN or popN")
+        if config["eval_type"] == EvaluatorType.RANKING:
+            raise ConfigError(
+                f"eval_args: mode: labeled needs metrics of labels, such as AUC; metrics is {config['metrics']}"
+            )
     try:
         codecs.lookup(config["encoding"] or "utf-8")
     except (LookupError, TypeError) as error:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.registry import MODELS
 
 
 class Option(NamedTuple):
@@ -52,6 +53,7 @@ def _choice(doc, *choices):
     return Option(str, doc, choices=choices)
 
 
+_CLOSED_FORM = ("EASE", "ItemKNN", "AsymKNN", "ADMMSLIM", "SLIMElastic", "NCEPLRec")
 LLM_STEPS, LLM_EPOCHS = 2100, (4, 60)  # small data are gone through more often
 
 
@@ -252,6 +254,13 @@ def read_settings(config) -> Settings:
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
+    if settings.llm_batching == "interactions" and (config["train_neg_sample_args"] or {}).get("dynamic"):
+        raise ConfigError("train_neg_sample_args: dynamic: true is not allowed with llm_batching: interactions")
+    if settings.cf_loss == "own" and settings.cf_model in (*MODELS, *_CLOSED_FORM):
+        raise ConfigError(
+            f"cf_model: '{settings.cf_model}' is none of RecBole's that learn user and item embeddings; allowed: e.g. "
+            "LightGCN, BPR, NGCF, SGL"
+        )
     if settings.llm_batching == "interactions" and settings.llm_item_dropout:
         raise ConfigError(f"llm_item_dropout: {settings.llm_item_dropout} needs llm_batching: users")
     for key in ("cf_target_ratio", "llm_target_ratio"):

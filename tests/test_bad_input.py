@@ -80,6 +80,10 @@ CONFIGURATION = [
     ("S3RecCE", ["--hidden_dropout_prob=1.5"], "hidden_dropout_prob: 1.5 is not allowed; allowed: float in [0, 1]"),
     ("SASRecCE", ["--hidden_act=gelo"], "hidden_act: 'gelo' is not allowed; allowed: one of gelu, relu, swish, tanh, "
      "sigmoid; did you mean 'gelu'?"),
+    ("BPR", ["--eval_args={mode: labeled}"], "eval_args: mode: labeled needs metrics of labels, such as AUC; metrics "
+     "is ['Hit', 'NDCG']"),
+    ("TokenRec", ["--eval_args={mode: labeled}"], "eval_args: mode: labeled is not allowed; allowed: full, uniN or "
+     "popN"),
     ("BPR", ["--resume=true"], "argument --resume: ignored explicit argument 'true'"),
     ("BPR", ["--checkpoint_every_seconds=-1"], "checkpoint_every_seconds: -1 is not allowed; allowed: float in [0, "
      "inf) or empty"),
@@ -122,6 +126,12 @@ CONFIGURATION = [
      "LightGCN)"),
     ("TokenRec", ["--cf_n_layers=0", "--cf_targets=all"], "cf_n_layers: 0 leaves users without a representation; set "
      "cf_user_table: true"),
+    ("TokenRec", ["--train_neg_sample_args={distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: true, "
+     "candidate_num: 2}", "--llm_batching=interactions", "--prompt_order=shuffled", "--llm_item_dropout=0"],
+     "train_neg_sample_args: dynamic: true is not allowed with llm_batching: interactions"),
+    ("TokenRec", [*OWN, "--cf_model=GTN"], "cf_model: 'GTN' is none of RecBole's that learn user and item embeddings; "
+     "allowed: e.g. LightGCN, BPR, NGCF, SGL"),
+    ("TokenRec", [*OWN, "--cf_model=EASE"], "cf_model: 'EASE' is none of RecBole's that learn user and item"),
     ("TokenRec", [*OWN, "--cf_model=LightGNN"], "cf_model: RecBole has no model 'LightGNN'"),
     ("TokenRec", [*OWN, "--cf_model=SASRec"], "cf_model: 'SASRec' is no GeneralRecommender"),
     ("TokenRec", [*OWN, "--cf_model=NCL"], "cf_model: 'NCL' is trained by steps of its own, which this "),
