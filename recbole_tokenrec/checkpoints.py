@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 
+from recbole_tokenrec.datacheck import read_and_split
 from recbole_tokenrec.errors import CheckpointError, ConfigError
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.unpickling import unpickle
@@ -293,6 +294,7 @@ def restore(checkpoint: dict, path) -> tuple:
     Raises:
         CheckpointError: the data set has changed since; of that other numbers of users and items are a sign, which
             checkpoints of other trainings than ours do not hold.
+        DataError: it can no longer be read or split.
 
     Returns:
         model, dataset, train_data, valid_data, test_data
@@ -302,9 +304,8 @@ def restore(checkpoint: dict, path) -> tuple:
     config = checkpoint["config"]
     config["dataset_save_path"] = config["dataloaders_save_path"] = None  # pickles; a file may not say which to open
     recbole.init_seed(config["seed"], config["reproducibility"])
-    dataset = recbole.create_dataset(config)
+    dataset, loaders = read_and_split(config)
     recbole.getLogger().info(dataset)
-    loaders = recbole.data_preparation(config, dataset)
     # Seeded again, since building the loaders drew numbers: the model starts as in run_recbole.
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
