@@ -33,7 +33,7 @@ from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.errors import ConfigError, TokenRecError, is_want_of_memory
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
-from recbole_tokenrec.llm.backbone import weights_digest
+from recbole_tokenrec.llm.backbone import load_backbone, scratch_presets, weights_digest
 from recbole_tokenrec.measure import Cost, machine
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.registry import MODELS
@@ -77,6 +77,7 @@ def run_models(
         configs.append(make_config(name, dataset, config_files, own, known))
         if name == "TokenRec":
             read_settings(configs[-1])  # a wrong value stops before anything is trained
+    check_backbones(configs[1:])
     resume, _ = resume_options(configs[0])
     for folder in {config["checkpoint_dir"] for config in configs}:
         need_folder("checkpoint_dir", folder)
@@ -100,6 +101,17 @@ def run_models(
         if result_file and distributed.is_first():
             write_json(result_file, result)
     return result
+
+
+def check_backbones(configs) -> None:
+    """Raise a ``BackboneError`` for a backbone that cannot be had, before the models that come first are trained.
+
+    Folders and hub ids are read in full, once more than training needs: seconds.
+    """
+    names = {config["llm_backbone"] for config in configs if "llm_backbone" in known_keys(config["model"])}
+    for name in names:  # no text is the model's own affair
+        if isinstance(name, str) and (name not in scratch_presets() or Path(name).is_dir()):
+            load_backbone(name, [])
 
 
 def need_folder(key: str, folder) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recbole_tokenrec import pipeline
 from recbole_tokenrec.cli import run
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.training.losses import fast_bf16
@@ -158,6 +159,20 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, text, capsys):
     captured = capsys.readouterr()
     assert text in captured.err and "Traceback" not in captured.err
     assert captured.err.startswith("error: ")
+
+
+@pytest.mark.unit
+def test_a_backbone_that_is_not_there_stops_before_others_are_trained(tmp_path, monkeypatch, capsys):
+    from recbole_tokenrec.experiments import runs
+
+    for module in (pipeline, runs):
+        monkeypatch.setattr(module, "run_model", lambda config: pytest.fail("trained"))
+    (tmp_path / "empty").mkdir()
+    for name, text in (("nofolder", "is neither an existing folder nor"), ("empty", "holds no weights")):
+        assert main(["run", "--model", "SASRecCE,TokenRec", f"--llm_backbone={name}"]) == 2
+        assert f"'{name}' {text}" in capsys.readouterr().err
+        assert main(["experiment", "overall", "--rows", "BPR;P5-RID", f"--llm_backbone={name}"]) == 2
+        assert f"'{name}' {text}" in capsys.readouterr().err
 
 
 @pytest.mark.recipe
