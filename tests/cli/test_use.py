@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from recbole_tokenrec.cli.common import read_list
 from recbole_tokenrec.cli.main import main
 
 
@@ -115,3 +116,9 @@ def test_serve_without_its_extra_is_said(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "recbole_tokenrec.serving.app", raising=False)
     assert main(["serve", "--checkpoint", "x"]) == 2
     assert "pip install 'recbole-tokenrec[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_lists_that_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\n")
+    assert read_list(tmp_path / "users.txt") == ["a", "b"]
