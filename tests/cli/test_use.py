@@ -118,6 +118,14 @@ def test_serve_without_its_extra_is_said(monkeypatch, capsys):
     assert "pip install 'recbole-tokenrec[serve]'" in capsys.readouterr().err
 
 
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", ["tokens", "export"])
+def test_models_without_tokens_are_refused_before_their_data_are_looked_for(name, command, trained, tmp_path):
+    more = ["--to", tmp_path / "to"] if name == "export" else ["--output_dir", tmp_path / "to"]
+    code, _, error = command(name, *more, checkpoint=trained("BPR"))
+    assert code == 2 and "no checkpoint of TokenRec's" in error and not (tmp_path / "to").exists()
+
+
 @pytest.mark.unit
 def test_lists_that_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\n")
