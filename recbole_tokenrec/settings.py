@@ -33,8 +33,10 @@ class Option(NamedTuple):
             text += ", or a list of them" if self.kind is list else ""
         elif self.kind in (int, float) and (self.low > -math.inf or self.high < math.inf):
             bracket = "(" if self.open_low else "["
-            high = "inf)" if self.high == math.inf else f"{self.high:g}]"
-            text = f"{self.kind.__name__} in {bracket}{self.low:g}, {high}"
+            form = "d" if self.kind is int else "g"
+            high = "inf)" if self.high == math.inf else f"{self.high:{form}}]"
+            low = "-inf" if self.low == -math.inf else f"{self.low:{form}}"
+            text = f"{self.kind.__name__} in {bracket}{low}, {high}"
         else:
             names = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}
             text = names.get(self.kind, self.kind.__name__)

@@ -27,8 +27,8 @@ CONFIGURATION = [
     # RecBole's keys, for every model
     ("BPR", ["--epochs=abc"], "epochs: 'abc' is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--epochs=0"], "epochs: 0 is not allowed; allowed: int in [1, inf)"),
-    ("BPR", ["--seed=abc"], "seed: 'abc' is not allowed; allowed: int in [0, 4.29497e+09]"),
-    ("BPR", ["--seed=-1"], "seed: -1 is not allowed; allowed: int in [0, 4.29497e+09]"),
+    ("BPR", ["--seed=abc"], "seed: 'abc' is not allowed; allowed: int in [0, 4294967295]"),
+    ("BPR", ["--seed=-1"], "seed: -1 is not allowed; allowed: int in [0, 4294967295]"),
     ("BPR", ["--train_batch_size=0"], "train_batch_size: 0 is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--eval_batch_size=x"], "eval_batch_size: 'x' is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--learning_rate=-1"], "learning_rate: -1.0 is not allowed; allowed: float in (0, inf)"),

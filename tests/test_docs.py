@@ -11,6 +11,7 @@ import pytest
 from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, serve
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.cli.reference import reference
+from recbole_tokenrec.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,6 +73,15 @@ def test_python_snippets_run(tmp_path):
     for code in found:
         code = code.replace("config_dict={", f"config_dict={{**{quick!r}, ")
         exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102
+
+
+@pytest.mark.unit
+def test_the_reference_names_the_keys_of_every_model_and_run():
+    text = reference()
+    for key in ("user_first_interactions", "distributed_timeout", "MAX_ITEM_LIST_LENGTH", "sampled_items", "num_beams"):
+        assert f"\n| `{key}` | " in text
+    for name in MODELS:
+        assert f"\n## {name}\n" in text
 
 
 @pytest.mark.unit

@@ -1,12 +1,16 @@
 """``recommend``, ``tokens``, ``export`` and ``doctor``: what they print and write, and mistakes without tracebacks."""
 
+import configparser
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from recbole_tokenrec.cli import doctor
 from recbole_tokenrec.cli.common import read_list
 from recbole_tokenrec.cli.main import main
 
@@ -124,6 +128,14 @@ def test_models_without_tokens_are_refused_before_their_data_are_looked_for(name
     more = ["--to", tmp_path / "to"] if name == "export" else ["--output_dir", tmp_path / "to"]
     code, _, error = command(name, *more, checkpoint=trained("BPR"))
     assert code == 2 and "no checkpoint of TokenRec's" in error and not (tmp_path / "to").exists()
+
+
+@pytest.mark.unit
+def test_doctor_knows_every_extra():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    texts = {name: text for name, text in setup["options.extras_require"].items() if name != "test"}
+    assert {name: re.findall(r"^[\w-]+", text, re.MULTILINE) for name, text in texts.items()} == doctor.EXTRAS
 
 
 @pytest.mark.unit
