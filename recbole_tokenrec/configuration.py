@@ -38,7 +38,7 @@ _UNLISTED = {
 
 # Settings that say where, how loudly and how often, not what: runs that differ in these alone have the same numbers.
 NO_MATTER = {
-    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
+    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "device", "gpu_id",
     "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
     "distributed_timeout", "ids_digest",
 }  # fmt: skip
@@ -77,6 +77,8 @@ def make_config(
         keys.pop("preset", None)
     if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
         raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
+    if keys.get("metrics", True) in ([], None, ""):
+        raise ConfigError(f"metrics: {keys['metrics']!r} is not allowed; allowed: a list of RecBole's, such as NDCG")
     with quiet_argv():
         try:
             config = _LiteralConfig(model=model, dataset=dataset, config_dict=keys)

@@ -42,6 +42,8 @@ def check_files(config) -> Path:
         )
     with open(path, "rb") as file:
         start = file.read(65536)
+    if not start.strip():
+        raise DataError(f"dataset '{name}': {path} is empty")
     if start[:2] == b"\x1f\x8b":
         raise DataError(f"dataset '{name}': {path} is gzip-compressed; unpack it first")
     if start[:3] == codecs.BOM_UTF8 and (config["encoding"] or "utf-8").lower() in ("utf-8", "utf8"):

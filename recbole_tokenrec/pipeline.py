@@ -260,23 +260,22 @@ def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
         validation]}``. Seconds are the processor's since training began, validations included.
     """
     began, validations = time.process_time(), []
-    bar = tqdm(
+    with tqdm(
         total=trainer.epochs,
         initial=trainer.start_epoch,
         ncols=110,
         desc=f"{config['model']:>14}",
         disable=not config["show_progress"],
         mininterval=0.5,
-    )
+    ) as bar:
 
-    def step(epoch, score):
-        spent = time.process_time() - began
-        validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
-        bar.set_postfix(valid=f"{score:.4f}", refresh=False)
-        bar.update(epoch + 1 - bar.n)
+        def step(epoch, score):
+            spent = time.process_time() - began
+            validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
+            bar.set_postfix(valid=f"{score:.4f}", refresh=False)
+            bar.update(epoch + 1 - bar.n)
 
-    trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
-    bar.close()
+        trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
     return {"loss": [float(loss) for loss in trainer.train_loss_dict.values()], "valid": validations}
 
 

@@ -46,6 +46,7 @@ CONFIGURATION = [
     ("BPR", ["--field_separator="], "field_separator: None is not allowed; allowed: one character"),
     ("BPR", ["--topk=[]"], "topk: [] is not allowed; allowed: a list of int in [1, inf)"),
     ("BPR", ["--topk=[0]"], "model 'BPR': topk must be a positive integer or a list of positive integers, but get `0`"),
+    ("BPR", ["--metrics=[]"], "metrics: [] is not allowed; allowed: a list of RecBole's, such as NDCG"),
     ("BPR", ["--metrics=[Foo]"], "model 'BPR': There is no metric named 'Foo'"),
     ("BPR", ["--valid_metric=NDCG@7"], "valid_metric: 'NDCG@7' is not allowed; allowed: one of Hit@3, NDCG@3"),
     ("BPR", ["--valid_metric=3"], "valid_metric: 3 is not allowed; allowed: a text such as NDCG@20"),
@@ -155,7 +156,7 @@ DATA = [
     (HEADER.replace("timestamp:float", "timestamp:token") + ROWS, "column 'timestamp' (TIME_FIELD) of {} has the type "
      "token; it must be float"),
     (HEADER, "{} holds no interactions"),
-    ("", "has no type RecBole knows"),
+    ("", "{} is empty"),
     (gzip.compress((HEADER + ROWS).encode(), mtime=0), "{} is gzip-compressed; unpack it first"),
     (b"\xff\xfe" + (HEADER + ROWS).encode("utf-16-le"), "{} is not text ("),
     (b"\xef\xbb\xbf" + (HEADER + ROWS).encode(), "{} begins with a byte order mark; set encoding: utf-8-sig"),

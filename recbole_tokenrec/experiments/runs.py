@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, merged, together
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.llm.backbone import weights_digest
-from recbole_tokenrec.pipeline import check_backbones, plain, run_model, versions, write_json
+from recbole_tokenrec.pipeline import check_backbones, need_folder, plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import need_ranks, with_ranks
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
@@ -91,6 +91,9 @@ def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
     configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
     paths = [record_path(bench, run, seed, config) for (run, seed), config in zip(planned, configs)]
     check_backbones([config for config, path in zip(configs, paths) if not path.exists()][1:])
+    need_folder("--output_dir", bench.folder)
+    for folder in {config["checkpoint_dir"] for config in configs}:
+        need_folder("checkpoint_dir", folder)
     records = []
     with tqdm(total=len(planned), ncols=110, desc="trainings", disable=not configs[0]["show_progress"]) as bar:
         for (run, seed), config, path in zip(planned, configs, paths):

@@ -263,6 +263,29 @@ def test_mistakes_are_one_line(arguments, text, toy_data, tmp_path, capsys):
 
 
 @pytest.mark.unit
+def test_a_file_where_results_are_to_go_is_told_before_the_trainings(toy_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recbole_tokenrec.experiments.runs.run_model", lambda config: pytest.fail("trained"))
+    (tmp_path / "out").write_text("mine")
+    where = ["--dataset", "toy", "--data_path", str(toy_data), "--output_dir", "out"]
+    assert main(["experiment", "overall", "--rows", "BPR", *where, "--show_progress=false"]) == 2
+    assert "--output_dir: the folder out/experiments/overall/toy cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_training_that_fails_closes_its_bar(tmp_path, monkeypatch, capsys):
+    import tqdm
+
+    from recbole_tokenrec.experiments import runs
+
+    monkeypatch.setattr(runs, "_train", lambda *_: 1 / 0)
+    bench = Bench("ml-100k", tmp_path, (2020,), (), {"state": "ERROR", "checkpoint_dir": str(tmp_path)})
+    before = set(tqdm.tqdm._instances)
+    with pytest.raises(ZeroDivisionError):
+        runs.carry_out([Run("Pop", "Pop")], bench)
+    assert set(tqdm.tqdm._instances) <= before
+
+
+@pytest.mark.unit
 def test_keys_of_a_file_count_as_those_of_the_command_line(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("mq_masking_ratio: 0.55\npreset: paper\n")
