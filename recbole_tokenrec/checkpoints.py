@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 
+from recbole_tokenrec.datacheck import read_and_split
 from recbole_tokenrec.errors import CheckpointError, ConfigError
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.unpickling import unpickle
@@ -275,6 +276,15 @@ def load_data_and_model(model_file):
     return (config, *restore(checkpoint, model_file))
 
 
+def ids_digest(dataset) -> str:
+    """Of a data set's users and items in the order of their numbers, which RecBole takes from the rows' order."""
+    digest = hashlib.sha256()
+    for field in (dataset.uid_field, dataset.iid_field):
+        for token in dataset.field2id_token[field]:
+            digest.update(str(token).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]
+
+
 def restore(checkpoint: dict, path) -> tuple:
     """The model of an opened checkpoint, whose data set is read and split again as its configuration says.
 
@@ -282,7 +292,9 @@ def restore(checkpoint: dict, path) -> tuple:
         path: where the checkpoint came from, for the error.
 
     Raises:
-        CheckpointError: the data set has changed since.
+        CheckpointError: the data set has changed since; of that other numbers of users and items are a sign, which
+            checkpoints of other trainings than ours do not hold.
+        DataError: it can no longer be read or split.
 
     Returns:
         model, dataset, train_data, valid_data, test_data
@@ -292,9 +304,8 @@ def restore(checkpoint: dict, path) -> tuple:
     config = checkpoint["config"]
     config["dataset_save_path"] = config["dataloaders_save_path"] = None  # pickles; a file may not say which to open
     recbole.init_seed(config["seed"], config["reproducibility"])
-    dataset = recbole.create_dataset(config)
+    dataset, loaders = read_and_split(config)
     recbole.getLogger().info(dataset)
-    loaders = recbole.data_preparation(config, dataset)
     # Seeded again, since building the loaders drew numbers: the model starts as in run_recbole.
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
@@ -305,6 +316,12 @@ def restore(checkpoint: dict, path) -> tuple:
             f"{path}: the checkpoint does not fit the data set '{config['dataset']}' as it is now, with "
             f"{dataset.user_num - 1} users and {dataset.item_num - 1} items ({str(error).splitlines()[-1].strip()})"
         ) from error
+    if (known := config["ids_digest"]) is not None and known != ids_digest(dataset):
+        raise CheckpointError(
+            f"{path}: the data set '{config['dataset']}' is not the one that the checkpoint was trained on: rows of "
+            f"{config['data_path']} came, went or changed places, by whose order RecBole numbers users and items; "
+            "name the folder of the data as they were (data_path), or train anew"
+        )
     other = checkpoint.get("other_parameter") or {}
     on_device = {k: v.to(config["device"]) if isinstance(v, torch.Tensor) else v for k, v in other.items()}
     model.load_other_parameter(on_device)

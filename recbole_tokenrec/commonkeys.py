@@ -12,9 +12,11 @@ import re
 
 from recbole.evaluator import base_metric
 from recbole.evaluator.register import metrics_dict
+from recbole.utils import EvaluatorType
 
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.settings import Option, check
+from recbole_tokenrec.registry import MODELS
+from recbole_tokenrec.settings import Option, check, nearest
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam", "muon")
@@ -39,10 +41,29 @@ OPTIONS: dict[str, Option] = {
     "reproducibility": Option(bool, ""),
     "show_progress": Option(bool, ""),
     "worker": Option(int, "", 0),
-    "nproc": Option(int, "", 1),
     "load_col": Option(dict, ""),
     "field_separator": Option(str, ""),
     "val_interval": Option(dict, ""),
+}
+
+_SHARE = Option(float, "", 0, 1)
+_TRANSFORMER = {
+    **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), Option(int, "", 1)),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), _SHARE),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range"), Option(float, "", 0, open_low=True)),
+    "hidden_act": Option(str, "", choices=("gelu", "relu", "swish", "tanh", "sigmoid")),
+}
+# Of our models, what they do not check themselves.
+OF_MODELS: dict[str, dict[str, Option]] = {
+    "LightGCNSoftmax": {"precision": Option(str, "", choices=("auto", "fp32", "bf16"), optional=True)},
+    "SASRecCE": _TRANSFORMER,
+    "BERT4RecCE": {**_TRANSFORMER, "mask_ratio": _SHARE, "ft_ratio": _SHARE},
+    "S3RecCE": _TRANSFORMER,
+}
+# The keys within a key; RecBole does not read others, and says nothing.
+_PARTS = {
+    "eval_args": ("split", "order", "group_by", "mode"),
+    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
 }
 
 
@@ -55,6 +76,15 @@ def check_common(config) -> None:
     for key, option in OPTIONS.items():
         if config[key] is not None:
             check(key, config[key], option)
+    for key, option in OF_MODELS.get(config["model"], {}).items():
+        value = check(key, config[key], option)
+        if option.kind is int:  # 2.0 is 2
+            config[key] = value
+    for key, parts in _PARTS.items():
+        for part in config[key] or {}:
+            if part not in parts:
+                allowed = f"allowed: {', '.join(parts)}{nearest(part, parts)}"
+                raise ConfigError(f"{key}: the part '{part}' is not known; {allowed}")
     if config["learner"] == "muon" and config["model"] not in (*KNOW_MUON, "TokenRec"):  # which does not read it
         allowed = f"{', '.join(_LEARNERS[:-1])}, and of {', '.join(KNOW_MUON)} muon"
         raise ConfigError(f"learner: 'muon' is not allowed for {config['model']}; allowed: {allowed}")
@@ -74,6 +104,13 @@ def check_common(config) -> None:
         raise ConfigError(
             f"eval_args: order: {config['eval_args']['order']!r} is not allowed; allowed: TO (by time) or RO (random)"
         )
+    if "labeled" in config["eval_args"]["mode"].values():
+        if config["model"] in MODELS:
+            raise ConfigError("eval_args: mode: labeled is not allowed; allowed: full, uniN or popN")
+        if config["eval_type"] == EvaluatorType.RANKING:
+            raise ConfigError(
+                f"eval_args: mode: labeled needs metrics of labels, such as AUC; metrics is {config['metrics']}"
+            )
     try:
         codecs.lookup(config["encoding"] or "utf-8")
     except (LookupError, TypeError) as error:
@@ -82,13 +119,22 @@ def check_common(config) -> None:
         raise ConfigError("log_wandb: True needs the package wandb, which is not installed")
     _check_metrics(config)
     for key in ("user_inter_num_interval", "item_inter_num_interval"):
-        if config[key] is not None and not re.fullmatch(r"[\[(]\s*[\w.+-]+\s*,\s*[\w.+-]+\s*[\])]", str(config[key])):
+        if config[key] is not None and not _are_intervals(str(config[key])):
             raise ConfigError(f'{key}: {config[key]!r} is not allowed; allowed: an interval like "[5,inf)" or empty')
     for field, interval in (config["val_interval"] or {}).items():
-        if not isinstance(interval, (str, list)):
+        if not isinstance(interval, list) and not (isinstance(interval, str) and _are_intervals(interval)):
             raise ConfigError(
                 f'val_interval: {{{field}: {interval!r}}} is not allowed; allowed: an interval like "[3,inf)" or a list'
             )
+
+
+def _are_intervals(text: str) -> bool:
+    """Whether it is an interval like ``[5,inf)``, or several with semicolons between them."""
+    ends = [re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part) for part in text.split(";")]
+    try:
+        return all(end is not None and float(end[1]) <= float(end[2]) for end in ends)
+    except ValueError:
+        return False
 
 
 def _check_split(eval_args: dict) -> None:

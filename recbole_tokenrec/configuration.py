@@ -32,16 +32,15 @@ from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
 
 # RecBole reads these, but no YAML of its own names them.
 _UNLISTED = {
-    "model", "dataset", "encoding", "loss_type", "benchmark_filename", "nproc", "world_size", "ip", "port",
-    "local_rank", "offset", "enable_amp", "enable_scaler", "transform", "wandb_project", "MODEL_TYPE",
-    "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization", "datasets",
+    "model", "dataset", "encoding", "loss_type", "benchmark_filename", "enable_amp", "enable_scaler", "transform",
+    "wandb_project", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_neg_sample_args", "numerical_features", "discretization",
 }  # fmt: skip
 
 # Settings that say where, how loudly and how often, not what: runs that differ in these alone have the same numbers.
 NO_MATTER = {
-    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "tensorboard", "device", "gpu_id",
+    "checkpoint_dir", "data_path", "show_progress", "state", "log_wandb", "device", "gpu_id",
     "worker", "memory_budget_gb", "stage_cache", "resume", "checkpoint_every_seconds",
-    "distributed_timeout",
+    "distributed_timeout", "ids_digest",
 }  # fmt: skip
 
 
@@ -70,12 +69,16 @@ def make_config(
             if stages := _of_stages(key):
                 raise ConfigError(f"{key}: TokenRec trains in stages, each with a key of its own: {', '.join(stages)}")
         reject_unknown(chosen, known)
+        if chosen.get("dataset", dataset) != dataset:
+            raise ConfigError(f"dataset: {chosen['dataset']!r} was set, but '{dataset}' is asked for")
     defaults = _table_defaults(model, dataset)
     keys = together(defaults, merged(config_files), overrides)
     if model != "TokenRec":  # of several models in a table
         keys.pop("preset", None)
     if not isinstance(keys.get("valid_metric", ""), str):  # Config would split it
         raise ConfigError(f"valid_metric: {keys['valid_metric']!r} is not allowed; allowed: a text such as NDCG@20")
+    if keys.get("metrics", True) in ([], None, ""):
+        raise ConfigError(f"metrics: {keys['metrics']!r} is not allowed; allowed: a list of RecBole's, such as NDCG")
     with quiet_argv():
         try:
             config = _LiteralConfig(model=model, dataset=dataset, config_dict=keys)
@@ -160,7 +163,7 @@ def known_keys(model: str) -> set[str]:
             keys |= set(_read_yaml(file))
     if model == "TokenRec":  # reads none of these; somebody who says epochs: 1 shall not wait for hours
         keys -= {"learner", *filter(_of_stages, training_arguments)}
-    return keys - {"grid"}
+    return keys - {"grid", "datasets"}
 
 
 def _of_stages(key: str) -> list[str]:

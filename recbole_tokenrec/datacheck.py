@@ -42,6 +42,8 @@ def check_files(config) -> Path:
         )
     with open(path, "rb") as file:
         start = file.read(65536)
+    if not start.strip():
+        raise DataError(f"dataset '{name}': {path} is empty")
     if start[:2] == b"\x1f\x8b":
         raise DataError(f"dataset '{name}': {path} is gzip-compressed; unpack it first")
     if start[:3] == codecs.BOM_UTF8 and (config["encoding"] or "utf-8").lower() in ("utf-8", "utf8"):
@@ -92,6 +94,18 @@ def load_data(config):
     if not folder.exists() and not config["benchmark_filename"]:
         _try_download(config)
     check_times(config, check_files(config))
+    dataset, loaders = read_and_split(config)
+    if max(config["topk"]) >= dataset.item_num:
+        raise ConfigError(
+            f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
+            f"dataset '{name}'"
+        )
+    return dataset, loaders
+
+
+def read_and_split(config):
+    """RecBole's data set, from files that are there, and its three loaders; raises as :func:`load_data` does."""
+    name = config["dataset"]
     with _in_words(name, "RecBole cannot read it: "):
         dataset = create_dataset(config)
     counts = dataset.inter_feat[dataset.uid_field].value_counts()
@@ -107,11 +121,6 @@ def load_data(config):
         )
     with _in_words(name):  # a ValueError of RecBole's sampler: somebody took every item
         loaders = data_preparation(config, dataset)
-    if max(config["topk"]) >= dataset.item_num:
-        raise ConfigError(
-            f"topk: {max(config['topk'])} is not allowed; allowed: at most the {dataset.item_num - 1} items of "
-            f"dataset '{name}'"
-        )
     return dataset, loaders
 
 

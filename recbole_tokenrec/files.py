@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from recbole_tokenrec.errors import OutputError
+from recbole_tokenrec.errors import OutputError, is_want_of_memory
 
 try:
     import fcntl
@@ -53,6 +53,8 @@ def written_whole(path, what: str = "the file", error: type = OutputError):
     except (OSError, RuntimeError) as problem:  # torch turns a full disk into a RuntimeError
         if isinstance(problem.__context__, (KeyboardInterrupt, SystemExit)):
             raise problem.__context__ from None  # torch cannot close its archive where Ctrl-C has cut it
+        if is_want_of_memory(problem):  # of what makes the content
+            raise
         raise error(f"{path}: {what} cannot be written ({reason(problem)})") from problem
     finally:
         with contextlib.suppress(OSError):

@@ -26,13 +26,14 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
 import recbole_tokenrec
+from recbole_tokenrec.checkpoints import ids_digest
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, no_presets
 from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.errors import ConfigError, TokenRecError, is_want_of_memory
 from recbole_tokenrec.files import written_whole
 from recbole_tokenrec.health import examine
-from recbole_tokenrec.llm.backbone import weights_digest
+from recbole_tokenrec.llm.backbone import load_backbone, scratch_presets, weights_digest
 from recbole_tokenrec.measure import Cost, machine
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.registry import MODELS
@@ -76,6 +77,7 @@ def run_models(
         configs.append(make_config(name, dataset, config_files, own, known))
         if name == "TokenRec":
             read_settings(configs[-1])  # a wrong value stops before anything is trained
+    check_backbones(configs[1:])
     resume, _ = resume_options(configs[0])
     for folder in {config["checkpoint_dir"] for config in configs}:
         need_folder("checkpoint_dir", folder)
@@ -99,6 +101,17 @@ def run_models(
         if result_file and distributed.is_first():
             write_json(result_file, result)
     return result
+
+
+def check_backbones(configs) -> None:
+    """Raise a ``BackboneError`` for a backbone that cannot be had, before the models that come first are trained.
+
+    Folders and hub ids are read in full, once more than training needs: seconds.
+    """
+    names = {config["llm_backbone"] for config in configs if "llm_backbone" in known_keys(config["model"])}
+    for name in names:  # no text is the model's own affair
+        if isinstance(name, str) and (name not in scratch_presets() or Path(name).is_dir()):
+            load_backbone(name, [])
 
 
 def need_folder(key: str, folder) -> None:
@@ -151,6 +164,7 @@ def run_model(config) -> Trained:
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as loading:
         dataset, (train_data, valid_data, test_data) = load_data(config)
+    config["ids_digest"] = ids_digest(dataset)  # goes into the checkpoint
     init_seed(config["seed"], config["reproducibility"])
     with Cost() as building:
         model = _built(name, config, train_data._dataset).to(config["device"])
@@ -246,23 +260,22 @@ def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
         validation]}``. Seconds are the processor's since training began, validations included.
     """
     began, validations = time.process_time(), []
-    bar = tqdm(
+    with tqdm(
         total=trainer.epochs,
         initial=trainer.start_epoch,
         ncols=110,
         desc=f"{config['model']:>14}",
         disable=not config["show_progress"],
         mininterval=0.5,
-    )
+    ) as bar:
 
-    def step(epoch, score):
-        spent = time.process_time() - began
-        validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
-        bar.set_postfix(valid=f"{score:.4f}", refresh=False)
-        bar.update(epoch + 1 - bar.n)
+        def step(epoch, score):
+            spent = time.process_time() - began
+            validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
+            bar.set_postfix(valid=f"{score:.4f}", refresh=False)
+            bar.update(epoch + 1 - bar.n)
 
-    trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
-    bar.close()
+        trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
     return {"loss": [float(loss) for loss in trainer.train_loss_dict.values()], "valid": validations}
 
 

@@ -42,8 +42,13 @@ def with_ranks(trainer, data, evaluate: Callable) -> tuple[dict, list[int]]:
     return metrics, ranks[np.argsort(users_of(data), kind="stable")].tolist()
 
 
-def need_ranks(config) -> None:
-    """Raise a ``ConfigError`` unless :func:`with_ranks` will have every user's rank, before anything is trained."""
+def need_ranks(config, reported: tuple[str, ...] = ()) -> None:
+    """Raise a ``ConfigError`` unless there will be every user's rank (:func:`with_ranks`) and all that a report reads.
+
+    Args:
+        config: of a training that has not begun.
+        reported: the metrics that the report reads, such as ``hit@20``.
+    """
     how, names = config["eval_args"], config["metrics"]
     names = names if isinstance(names, list) else [names]
     if "LS" not in how["split"] or set(how["mode"].values()) != {"full"}:
@@ -53,6 +58,18 @@ def need_ranks(config) -> None:
         )
     if not any(issubclass(metrics_dict[name.lower()], TopkMetric) for name in names):
         raise ConfigError(f"metrics: {names} is not allowed; allowed: a list with at least one of Hit, NDCG, Recall, …")
+    topk = config["topk"] if isinstance(config["topk"], list) else [config["topk"]]
+    spelt = {"hit": "Hit", "ndcg": "NDCG"}
+    kinds, places = zip(*(metric.split("@") for metric in reported)) if reported else ((), ())
+    if set(kinds) - {name.lower() for name in names}:
+        needed = ", ".join(spelt[kind] for kind in dict.fromkeys(kinds))
+        raise ConfigError(f"metrics: {names} is not allowed; allowed: a list with {needed}: this experiment reports it")
+    if set(map(int, places)) - set(topk):
+        needed = ", ".join(dict.fromkeys(places))
+        raise ConfigError(
+            f"topk: {topk} is not allowed; allowed: a list with {needed}, which this experiment reports (a data set of "
+            "fewer items can be had by `recbole-tokenrec run` only)"
+        )
 
 
 def metrics_of(ranks: list[int], places: np.ndarray, k: int = 20) -> dict[str, float]:

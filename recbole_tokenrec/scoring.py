@@ -42,6 +42,7 @@ class Job(NamedTuple):
     memory_budget_gb: float
     shard_size: int
     starts: tuple[int, ...]
+    data_path: str | None = None
 
     def part(self, number: int) -> Path:
         return Path(self.output) / f"part-{number:05d}.parquet"
@@ -52,13 +53,14 @@ class Job(NamedTuple):
 
 def score(
     checkpoint, users_file, output, k: int = 10, shard_size: int = 10_000, batch: int = 512, workers: int = 1,
-    memory_budget_gb: float = 2.0,
+    memory_budget_gb: float = 2.0, data_path=None,
 ) -> dict:  # fmt: skip
     """Write the ``k`` best items of every user in ``users_file`` (one raw id a line) to the folder ``output``.
 
     Args:
         batch: most users in memory at once; fewer where the budget wants it.
         memory_budget_gb: GiB of resident memory that each process may hold.
+        data_path: folder that holds the data set's folder, for checkpoints without ids, if it has moved.
 
     Returns:
         ``{"users": …, "parts": …, "deaths": workers that died}``, which is also written to ``output/score.json``.
@@ -77,7 +79,8 @@ def score(
     model = find(checkpoint)
     must_fit(model, budget, least_gb(model))
     paths = [str(Path(path).absolute()) for path in (model, users_file, output)]
-    job = Job(*paths, k, batch, budget, shard_size, tuple(starts))
+    data = None if data_path is None else str(Path(data_path).absolute())
+    job = Job(*paths, k, batch, budget, shard_size, tuple(starts), data)
     plan = {"checkpoint_sha256": _digest_of(job.checkpoint), "users_sha256": digest, "users": users, "k": k,
             "shard_size": shard_size}  # fmt: skip
     _claim_folder(job, plan)
@@ -111,7 +114,7 @@ def _work(job: Job) -> None:
             with exclusive(job.lock(number), wait) as held:
                 if held and not job.part(number).exists():
                     if model is None:
-                        model = load(job.checkpoint, process_budget_gb=job.memory_budget_gb)
+                        model = load(job.checkpoint, data_path=job.data_path, process_budget_gb=job.memory_budget_gb)
                         at_once = _users_at_once(job)
                     _write_shard(job, number, model, at_once)
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.training.steps import LLM_EPOCHS, LLM_STEPS
 
 
@@ -33,8 +34,10 @@ class Option(NamedTuple):
             text += ", or a list of them" if self.kind is list else ""
         elif self.kind in (int, float) and (self.low > -math.inf or self.high < math.inf):
             bracket = "(" if self.open_low else "["
-            high = "inf)" if self.high == math.inf else f"{self.high:g}]"
-            text = f"{self.kind.__name__} in {bracket}{self.low:g}, {high}"
+            form = "d" if self.kind is int else "g"
+            high = "inf)" if self.high == math.inf else f"{self.high:{form}}]"
+            low = "-inf" if self.low == -math.inf else f"{self.low:{form}}"
+            text = f"{self.kind.__name__} in {bracket}{low}, {high}"
         else:
             names = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}
             text = names.get(self.kind, self.kind.__name__)
@@ -53,6 +56,7 @@ def _choice(doc, *choices):
     return Option(str, doc, choices=choices)
 
 
+_CLOSED_FORM = ("EASE", "ItemKNN", "AsymKNN", "ADMMSLIM", "SLIMElastic", "NCEPLRec")
 
 
 def _stage(name: str, prefix: str) -> dict[str, Option]:
@@ -253,6 +257,13 @@ def read_settings(config) -> Settings:
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
+    if settings.llm_batching == "interactions" and (config["train_neg_sample_args"] or {}).get("dynamic"):
+        raise ConfigError("train_neg_sample_args: dynamic: true is not allowed with llm_batching: interactions")
+    if settings.cf_loss == "own" and settings.cf_model in (*MODELS, *_CLOSED_FORM):
+        raise ConfigError(
+            f"cf_model: '{settings.cf_model}' is none of RecBole's that learn user and item embeddings; allowed: e.g. "
+            "LightGCN, BPR, NGCF, SGL"
+        )
     if settings.llm_batching == "interactions" and settings.llm_item_dropout:
         raise ConfigError(f"llm_item_dropout: {settings.llm_item_dropout} needs llm_batching: users")
     for key in ("cf_target_ratio", "llm_target_ratio"):

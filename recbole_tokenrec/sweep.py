@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recbole_tokenrec.configuration import known_keys, make_config, merged
-from recbole_tokenrec.errors import CheckpointError, ConfigError, OutputError, TokenRecError
+from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, OutputError, TokenRecError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.pipeline import plain, run_models, write_json
 from recbole_tokenrec.settings import read_settings, reject_unknown
@@ -90,19 +90,23 @@ def run_sweep(sweep: Sweep, workers: int) -> dict:
     Raises:
         ConfigError: Optuna is missing, a key or value of the space is wrong, or a sweep of this name was begun with
             other settings.
-        TrainingError: too many workers died.
+        TrainingError: too many workers died, or no trial could be trained; the same command tries them again.
     """
     bigger = _check(sweep)
     study = _study(sweep, "maximize" if bigger else "minimize")
     _claim(study, sweep)
     combinations = grid(sweep.space)
     if combinations is not None and len(combinations) <= sweep.trials:
+        in_vain = _in_vain(study)
+        tried = [_values(t) for t in study.get_trials(deepcopy=False) if t.number not in in_vain]
         for combination in combinations:
-            study.enqueue_trial(combination, skip_if_exists=True)
+            if combination not in tried:
+                study.enqueue_trial(combination)
     while (to_do := _to_do(study, sweep)) > 0:
         run_workers(_work, sweep, min(workers, to_do), (MOST_DEATHS + 1) * sweep.trials, "sweep")
         if not _takeable(study, sweep):
             break  # all is done, or the rest runs on other machines
+    _need_one_that_worked(study, sweep)
     result = _result(study, sweep, bigger)
     write_json(Path(sweep.folder) / "sweep.json", result)
     return result
@@ -157,7 +161,7 @@ def _run_trial(study, sweep: Sweep, trial) -> None:
         keys["checkpoint_dir"] = str(file.with_suffix(""))
     try:
         result = run_models([sweep.model], sweep.dataset, sweep.config_files, keys, sweep.preset, result_file=file)
-    except (CheckpointError, OutputError):  # e.g. a full disk, which is not these values' fault: they wait in line
+    except (CheckpointError, DataError, OutputError):  # e.g. a full disk, not these values' fault: they wait in line
         raise
     except TokenRecError as error:  # e.g. a loss that is not finite: these values do not work, others may
         trial.set_user_attr("error", str(error))
@@ -183,7 +187,7 @@ def _put_dead_in_line(study, sweep: Sweep) -> None:
             deaths = trial.user_attrs.get("deaths", 0) + 1
             # What it was asked to try, if it died before it had noted all of its values. In line first, and failed
             # then: whoever is killed in between leaves a trial too many, not one too few.
-            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            params = _values(trial)
             if deaths <= MOST_DEATHS and set(params) == set(sweep.space):
                 study.enqueue_trial(params, user_attrs={"deaths": deaths})
             study.tell(trial.number, state=TrialState.FAIL)
@@ -192,11 +196,39 @@ def _put_dead_in_line(study, sweep: Sweep) -> None:
 # ---- bookkeeping ---------------------------------------------------------------------------------------------------
 
 
+def _values(trial) -> dict:
+    """What a trial is to try, also before it has noted all of it."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def _in_vain(study) -> set[int]:
+    """Numbers of trials that do not count: when they were done, none at all had worked."""
+    return set(study.user_attrs.get("in_vain", []))
+
+
+def _need_one_that_worked(study, sweep: Sweep) -> None:
+    """If none did, the cause lies outside the space, e.g. a backbone that is not there: tell it, and count none."""
+    from optuna.trial import TrialState
+
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING)):
+        return
+    in_vain = _in_vain(study)
+    failed = [t for t in study.get_trials(states=(TrialState.FAIL,)) if t.number not in in_vain]
+    if not failed:
+        return
+    study.set_user_attr("in_vain", sorted(in_vain | {trial.number for trial in failed}))
+    errors = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
+    text = errors[0] if errors else "their processes died"
+    raise TrainingError(f"no trial of the sweep '{sweep.name}' could be trained; the first failed: {text}")
+
+
 def _to_do(study, sweep: Sweep) -> int:
     """How many trials are not finished yet; one that failed with an error counts as finished."""
     from optuna.trial import TrialState
 
+    in_vain = _in_vain(study)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    ended = [trial for trial in ended if trial.number not in in_vain]
     given_up = [t for t in ended if t.user_attrs.get("deaths", 0) >= MOST_DEATHS and t.state == TrialState.FAIL]
     finished = [t for t in ended if t.state == TrialState.COMPLETE or "error" in t.user_attrs]
     return sweep.trials - len(finished) - len(given_up)
@@ -269,9 +301,9 @@ def _check(sweep: Sweep) -> bool:
 def _result(study, sweep: Sweep, bigger: bool) -> dict:
     from optuna.trial import TrialState
 
-    rows = []
+    rows, in_vain = [], _in_vain(study)
     for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)):
-        if trial.state == TrialState.FAIL and "error" not in trial.user_attrs:
+        if trial.state == TrialState.FAIL and ("error" not in trial.user_attrs or trial.number in in_vain):
             continue  # its values were tried again
         rows.append({"number": trial.number, "value": trial.value, "keys": trial.params, **trial.user_attrs})
     sign = -1 if bigger else 1

@@ -27,8 +27,8 @@ CONFIGURATION = [
     # RecBole's keys, for every model
     ("BPR", ["--epochs=abc"], "epochs: 'abc' is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--epochs=0"], "epochs: 0 is not allowed; allowed: int in [1, inf)"),
-    ("BPR", ["--seed=abc"], "seed: 'abc' is not allowed; allowed: int in [0, 4.29497e+09]"),
-    ("BPR", ["--seed=-1"], "seed: -1 is not allowed; allowed: int in [0, 4.29497e+09]"),
+    ("BPR", ["--seed=abc"], "seed: 'abc' is not allowed; allowed: int in [0, 4294967295]"),
+    ("BPR", ["--seed=-1"], "seed: -1 is not allowed; allowed: int in [0, 4294967295]"),
     ("BPR", ["--train_batch_size=0"], "train_batch_size: 0 is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--eval_batch_size=x"], "eval_batch_size: 'x' is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--learning_rate=-1"], "learning_rate: -1.0 is not allowed; allowed: float in (0, inf)"),
@@ -46,6 +46,7 @@ CONFIGURATION = [
     ("BPR", ["--field_separator="], "field_separator: None is not allowed; allowed: one character"),
     ("BPR", ["--topk=[]"], "topk: [] is not allowed; allowed: a list of int in [1, inf)"),
     ("BPR", ["--topk=[0]"], "model 'BPR': topk must be a positive integer or a list of positive integers, but get `0`"),
+    ("BPR", ["--metrics=[]"], "metrics: [] is not allowed; allowed: a list of RecBole's, such as NDCG"),
     ("BPR", ["--metrics=[Foo]"], "model 'BPR': There is no metric named 'Foo'"),
     ("BPR", ["--valid_metric=NDCG@7"], "valid_metric: 'NDCG@7' is not allowed; allowed: one of Hit@3, NDCG@3"),
     ("BPR", ["--valid_metric=3"], "valid_metric: 3 is not allowed; allowed: a text such as NDCG@20"),
@@ -61,6 +62,29 @@ CONFIGURATION = [
      '"[5,inf)" or empty'),
     ("BPR", ["--val_interval={user_id: 3}"], "val_interval: {user_id: 3} is not allowed; allowed: an interval like "
      '"[3,inf)" or a list'),
+    ("BPR", ["--val_interval={timestamp: '3,inf'}"], "val_interval: {timestamp: '3,inf'} is not allowed; allowed: an "
+     'interval like "[3,inf)" or a list'),
+    ("BPR", ["--val_interval={timestamp: '[1,2);[b,5]'}"], "val_interval: {timestamp: '[1,2);[b,5]'} is not allowed"),
+    ("BPR", ["--item_inter_num_interval=[5,x)"], "item_inter_num_interval: '[5,x)' is not allowed"),
+    ("BPR", ["--eval_args={spilt: {RS: [0.8, 0.1, 0.1]}}"], "eval_args: the part 'spilt' is not known; allowed: split, "
+     "order, group_by, mode; did you mean 'split'?"),
+    ("BPR", ["--train_neg_sample_args={distribution: uniform, sample_num: 1, alpha: 1, dynmic: true}"],
+     "train_neg_sample_args: the part 'dynmic' is not known; allowed: distribution, sample_num, alpha, dynamic, "
+     "candidate_num; did you mean 'dynamic'?"),
+    ("LightGCNSoftmax", ["--precision=fp16"], "precision: 'fp16' is not allowed; allowed: one of auto, fp32, bf16"),
+    ("BERT4RecCE", ["--mask_ratio=1.5"], "mask_ratio: 1.5 is not allowed; allowed: float in [0, 1]"),
+    ("SASRecCE", ["--n_layers=0"], "n_layers: 0 is not allowed; allowed: int in [1, inf)"),
+    ("S3RecCE", ["--n_heads=0"], "n_heads: 0 is not allowed; allowed: int in [1, inf)"),
+    ("SASRecCE", ["--hidden_size=-4"], "hidden_size: -4 is not allowed; allowed: int in [1, inf)"),
+    ("SASRecCE", ["--inner_size="], "inner_size: a value is needed; allowed: int in [1, inf)"),
+    ("BERT4RecCE", ["--layer_norm_eps=-1"], "layer_norm_eps: -1.0 is not allowed; allowed: float in (0, inf)"),
+    ("S3RecCE", ["--hidden_dropout_prob=1.5"], "hidden_dropout_prob: 1.5 is not allowed; allowed: float in [0, 1]"),
+    ("SASRecCE", ["--hidden_act=gelo"], "hidden_act: 'gelo' is not allowed; allowed: one of gelu, relu, swish, tanh, "
+     "sigmoid; did you mean 'gelu'?"),
+    ("BPR", ["--eval_args={mode: labeled}"], "eval_args: mode: labeled needs metrics of labels, such as AUC; metrics "
+     "is ['Hit', 'NDCG']"),
+    ("TokenRec", ["--eval_args={mode: labeled}"], "eval_args: mode: labeled is not allowed; allowed: full, uniN or "
+     "popN"),
     ("BPR", ["--resume=true"], "argument --resume: ignored explicit argument 'true'"),
     ("BPR", ["--checkpoint_every_seconds=-1"], "checkpoint_every_seconds: -1 is not allowed; allowed: float in [0, "
      "inf) or empty"),
@@ -103,6 +127,12 @@ CONFIGURATION = [
      "LightGCN)"),
     ("TokenRec", ["--cf_n_layers=0", "--cf_targets=all"], "cf_n_layers: 0 leaves users without a representation; set "
      "cf_user_table: true"),
+    ("TokenRec", ["--train_neg_sample_args={distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: true, "
+     "candidate_num: 2}", "--llm_batching=interactions", "--prompt_order=shuffled", "--llm_item_dropout=0"],
+     "train_neg_sample_args: dynamic: true is not allowed with llm_batching: interactions"),
+    ("TokenRec", [*OWN, "--cf_model=GTN"], "cf_model: 'GTN' is none of RecBole's that learn user and item embeddings; "
+     "allowed: e.g. LightGCN, BPR, NGCF, SGL"),
+    ("TokenRec", [*OWN, "--cf_model=EASE"], "cf_model: 'EASE' is none of RecBole's that learn user and item"),
     ("TokenRec", [*OWN, "--cf_model=LightGNN"], "cf_model: RecBole has no model 'LightGNN'"),
     ("TokenRec", [*OWN, "--cf_model=SASRec"], "cf_model: 'SASRec' is no GeneralRecommender"),
     ("TokenRec", [*OWN, "--cf_model=NCL"], "cf_model: 'NCL' is trained by steps of its own, which this "),
@@ -126,7 +156,7 @@ DATA = [
     (HEADER.replace("timestamp:float", "timestamp:token") + ROWS, "column 'timestamp' (TIME_FIELD) of {} has the type "
      "token; it must be float"),
     (HEADER, "{} holds no interactions"),
-    ("", "has no type RecBole knows"),
+    ("", "{} is empty"),
     (gzip.compress((HEADER + ROWS).encode(), mtime=0), "{} is gzip-compressed; unpack it first"),
     (b"\xff\xfe" + (HEADER + ROWS).encode("utf-16-le"), "{} is not text ("),
     (b"\xef\xbb\xbf" + (HEADER + ROWS).encode(), "{} begins with a byte order mark; set encoding: utf-8-sig"),

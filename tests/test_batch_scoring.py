@@ -65,6 +65,19 @@ def test_a_killed_worker_costs_nothing(checkpoint, tmp_path):
 
 
 @pytest.mark.recipe
+def test_data_that_have_moved_are_named(checkpoint, toy_data, tmp_path, monkeypatch):
+    content = torch.load(checkpoint, pickle_module=pickle, weights_only=False)
+    content["config"]["data_path"] = str(tmp_path / "away" / "toy")
+    torch.save(content, tmp_path / "model.pth", pickle_protocol=4)
+    (tmp_path / "users.txt").write_text("g0u0\n")
+    command = ["score", "--checkpoint", str(tmp_path / "model.pth"), "--users_file", str(tmp_path / "users.txt"),
+               "--output", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 2 and not (tmp_path / "out").exists()
+    monkeypatch.chdir(toy_data.parent)
+    assert main([*command, "--data_path", toy_data.name]) == 0
+
+
+@pytest.mark.recipe
 def test_parts_of_another_model_or_of_other_users_are_not_taken_for_these(checkpoint, tmp_path, capsys):
     model = tmp_path / "model.pth"
     shutil.copy(checkpoint, model)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_tokenrec.configuration import known_keys, make_config, parse_value
+from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, parse_value
 from recbole_tokenrec.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -111,6 +111,11 @@ def test_no_value_is_evaluated(text, tmp_path, monkeypatch):
     (tmp_path / "hostile.yaml").write_text(f"cf_model: \"{text}\"\n")
     config = make_config("TokenRec", "ml-100k", ["hostile.yaml"], {"llm_backbone": text})
     assert config["cf_model"] == config["llm_backbone"] == text and not (tmp_path / "ran").exists()
+
+
+def test_every_key_that_does_not_matter_is_one():
+    keys = set(make_config("TokenRec", "ml-100k", (), QUIET).final_config_dict)
+    assert keys >= NO_MATTER - {"ids_digest"}  # which a training adds
 
 
 def test_texts_that_write_out_a_value_are_that_value():

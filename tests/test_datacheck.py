@@ -35,7 +35,7 @@ def test_good_data_loads(tmp_path):
         ("user_id:token\titem_id:token\nu\ti\n", "has no column 'timestamp'"),
         ("user_id\titem_id\ttimestamp\nu\ti\t1\n", "column 'user_id' .* has no type"),
         (HEADER, "holds no interactions"),
-        ("", "has no type"),
+        ("", "is empty"),
         (gzip.compress((HEADER + ROWS).encode(), mtime=0), "gzip-compressed"),
         (b"\xff\xfe" + HEADER.encode("utf-16-le"), "is not text"),
         (HEADER + "u\ti1\t1\nu\ti2\t2\nu\ti3\t3\nu\ti4\t4\n", r"1 user\(s\)"),

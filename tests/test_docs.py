@@ -11,6 +11,7 @@ import pytest
 from recbole_tokenrec.cli import artefacts, doctor, experiment, recommend, run, serve
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.cli.reference import reference
+from recbole_tokenrec.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,13 +49,14 @@ def test_every_command_in_the_readme_is_understood():
     parser = argparse.ArgumentParser()
     run.add_parser(parser.add_subparsers(dest="command"))
     commands = 0
+    Path("my.yaml").touch()
     for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
         line = line.split("&&")[-1].strip()
         for prefix in ("python run_recbole_tokenrec.py", "recbole-tokenrec run"):
             if line.startswith(prefix):
                 arguments, rest = parser.parse_known_args(["run", *shlex.split(line[len(prefix) :], comments=True)])
                 overrides = run.overrides_of(arguments, rest)
-                models = arguments.model.split(",")
+                models = (arguments.model or "TokenRec").split(",")
                 assert set(models) <= set(known_models())
                 assert set(overrides) <= set().union(*(known_keys(model) for model in models))
                 commands += 1
@@ -71,6 +73,15 @@ def test_python_snippets_run(tmp_path):
     for code in found:
         code = code.replace("config_dict={", f"config_dict={{**{quick!r}, ")
         exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102
+
+
+@pytest.mark.unit
+def test_the_reference_names_the_keys_of_every_model_and_run():
+    text = reference()
+    for key in ("user_first_interactions", "distributed_timeout", "MAX_ITEM_LIST_LENGTH", "sampled_items", "num_beams"):
+        assert f"\n| `{key}` | " in text
+    for name in MODELS:
+        assert f"\n## {name}\n" in text
 
 
 @pytest.mark.unit
@@ -114,13 +125,13 @@ def _command(words):
     if arguments.command in ("run", "experiment"):
         from recbole_tokenrec.configuration import known_keys
 
-        models = getattr(arguments, "model", "TokenRec").split(",")
+        models = (getattr(arguments, "model", None) or "TokenRec").split(",")
         assert set(run.overrides_of(arguments, rest)) <= set().union(*(known_keys(model) for model in models)), words
     else:
         assert not rest, words
     if arguments.command in ("experiment", "serve") or "DIR" in words:
         return
-    if arguments.command == "run" and arguments.model == "TokenRec":
+    if arguments.command == "run" and arguments.model in (None, "TokenRec"):
         words = words + [f"--{key}={value}" for key, value in QUICK.items()]
     assert main(words + (["--show_progress=false"] if arguments.command == "run" else [])) == 0, words
 

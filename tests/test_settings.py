@@ -14,7 +14,7 @@ PRESETS = available_presets()
 
 def values(preset="tuned", **changed):
     found = {**yaml.safe_load((properties_dir() / "model" / "TokenRec.yaml").read_text()), **preset_values(preset)}
-    return {**{key: found.get(key) for key in OPTIONS}, **changed}
+    return {**{key: found.get(key) for key in (*OPTIONS, "train_neg_sample_args")}, **changed}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

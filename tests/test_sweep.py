@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness import workers_of
 from recbole_tokenrec.cli.main import main
-from recbole_tokenrec.errors import ConfigError, OutputError, TrainingError
+from recbole_tokenrec.errors import BackboneError, ConfigError, DataError, OutputError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.sweep import check_space, grid
 
@@ -108,6 +108,8 @@ def test_wrong_spaces(space):
         ("mq_num_codebook: [1]", [], "unknown configuration key 'mq_num_codebook'; did you mean 'mq_num_codebooks'?"),
         ("mq_num_codebooks: [1, 99, 2]", [], "mq_num_codebooks: 99 is not allowed; allowed: int in [1, 64]"),
         ("mq_num_codebooks: [1]", ["--trials", "0"], "--trials: 0 is not allowed; allowed: int in [1, inf)"),
+        ("mq_num_codebooks: [1]", ["--name", "../x"], "--name: '../x' is not allowed; allowed: a name, without a path"),
+        ("mq_num_codebooks: [1]", ["--name", ".."], "--name: '..' is not allowed"),
         ("mq_num_codebooks: [1]", ["--workers", "-1"], "--workers: -1 is not allowed"),
         ("mq_num_codebooks: [1]", ["--storage", "nosql://x"], "storage: nosql://x cannot be used"),
         ("mq_num_codebooks: [1]", ["--output_dir", "/proc/x"], "the folder /proc/x/sweeps/TokenRec-ml-100k cannot be"),
@@ -188,15 +190,44 @@ def test_a_full_disk_is_not_the_fault_of_a_trial_s_values(tmp_path, monkeypatch)
 
     import recbole_tokenrec.sweep as module
 
-    sweep = module.Sweep("BPR", "toy", {"a": [1, 2]}, 2, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
+    sweep = module.Sweep("BPR", "toy", {"a": [1, 2, 3]}, 3, str(tmp_path), f"sqlite:///{tmp_path}/s.db", "x")
     study = module._study(sweep, "maximize")
-    for error, state in ((OutputError("full"), TrialState.RUNNING), (TrainingError("nan"), TrialState.FAIL)):
+    for error, state in (
+        (OutputError("full"), TrialState.RUNNING), (DataError("not there"), TrialState.RUNNING),
+        (TrainingError("nan"), TrialState.FAIL),
+    ):  # fmt: skip
         monkeypatch.setattr(module, "run_models", Mock(side_effect=error))
         trial = module._next_trial(study, sweep)
-        with contextlib.suppress(OutputError):
+        with contextlib.suppress(OutputError, DataError):
             module._run_trial(study, sweep, trial)
         assert study.trials[trial.number].state == state
-    assert module._to_do(study, sweep) == 1  # the one that failed has had its turn
+    assert module._to_do(study, sweep) == 2  # the one that failed has had its turn
+
+
+@pytest.mark.unit
+def test_if_no_trial_works_that_is_an_error_and_all_are_tried_again(tmp_path, monkeypatch, capsys):
+    import recbole_tokenrec.sweep as module
+
+    def here(target, job, *_):
+        target(job)
+
+    monkeypatch.setattr(module, "run_workers", here)
+    (tmp_path / "space.yaml").write_text("learning_rate: [0.1, 0.2]")
+    command = ["sweep", "--space", "space.yaml", "--model", "BPR", "--output_dir", "out"]
+    for _ in range(2):
+        trainings = Mock(side_effect=BackboneError("llm_backbone: nowhere"))
+        monkeypatch.setattr(module, "run_models", trainings)
+        assert main(command) == 2 and trainings.call_count == 2
+        text = "no trial of the sweep 'BPR-ml-100k' could be trained; the first failed: llm_backbone: nowhere"
+        assert text in capsys.readouterr().err
+    config = {"valid_metric": "NDCG@20"}
+    row = {"valid": {"ndcg@20": 0.5}, "test": {}, "checkpoint": "x", "config": config}
+    monkeypatch.setattr(module, "run_models", Mock(side_effect=[TrainingError("not finite"), {"models": [row]}]))
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "trial 4 failed: not finite" in printed and "0.5000" in printed and "nowhere" not in printed
+    monkeypatch.setattr(module, "run_models", Mock(side_effect=AssertionError))
+    assert main(command) == 0  # all have had their turn
 
 
 @pytest.mark.unit

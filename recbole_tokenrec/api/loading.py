@@ -8,9 +8,11 @@ split again, from where it lay at training or from ``data_path``.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from recbole.config import Config
 from recbole.utils import ModelType, get_model
 
 from recbole_tokenrec.api.export import MANIFEST, TENSORS, read_folder
@@ -155,15 +157,25 @@ def _of_newest_run(folder: Path) -> Path | None:
 def _with_data_set(path: Path, data_path):
     """Model, ids and histories, RecBole's data set and configuration of a checkpoint without ids."""
     checkpoint = load_for_recbole(path, map_location="cpu")
-    if "config" not in checkpoint or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no trained model")
-    config = checkpoint["config"]
+    config = checkpoint.get("config")
+    settings = vars(config).get("final_config_dict") if isinstance(config, Config) else None
+    known = isinstance(settings, dict)
+    if not known or not all(isinstance(settings.get(key), str) for key in ("model", "dataset", "data_path")):
+        raise CheckpointError(f"{path}: holds no trained model (no configuration of RecBole's)")
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise CheckpointError(f"{path}: holds no trained model (no state_dict)")
     if not torch.cuda.is_available():
         config["device"] = torch.device("cpu")
     if data_path is not None:
         config["data_path"] = str(Path(data_path) / config["dataset"])
     check_files(config)
-    model, _, train_data, _, test_data = restore(checkpoint, path)
+    try:
+        model, _, train_data, _, test_data = restore(checkpoint, path)
+    except TokenRecError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: holds no model that can be rebuilt ({reason})") from error
     if model.type == ModelType.SEQUENTIAL:
         dataset = _one_sequence_a_user(test_data.dataset)
         return model, _sequences(dataset), dataset, config

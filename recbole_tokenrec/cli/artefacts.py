@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recbole_tokenrec.cli.common import no_more, open_model
-from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.errors import CheckpointError, ConfigError
 
 
 def add_parser(subparsers) -> None:
@@ -39,6 +39,7 @@ def tokens(arguments, rest: list[str]) -> int:
     no_more(rest)
     if arguments.neighbours < 1:
         raise ConfigError(f"--neighbours: {arguments.neighbours} is not allowed; allowed: int in [1, inf)")
+    _need_tokenrec(arguments)
     need_folder("--output_dir", arguments.output_dir)
     model = open_model(arguments)
     table, report = model.tokens(), module.token_report(model, arguments.neighbours)
@@ -66,6 +67,17 @@ def tokens(arguments, rest: list[str]) -> int:
 
 def export(arguments, rest: list[str]) -> int:
     no_more(rest)
+    _need_tokenrec(arguments)
     files = open_model(arguments).export(arguments.to)
     print(f"{arguments.to}: {', '.join(files)}")
     return 0
+
+
+def _need_tokenrec(arguments) -> None:
+    """Raise a CheckpointError for RecBole's checkpoints, before the data set that these need is looked for."""
+    from recbole_tokenrec.api.loading import find
+    from recbole_tokenrec.checkpoints import is_checkpoint
+
+    path = find(arguments.checkpoint)
+    if path.is_file() and not is_checkpoint(path):
+        raise CheckpointError(f"{path}: no checkpoint of TokenRec's, or one that was cut short; no other has tokens")

@@ -27,7 +27,7 @@ def read_list(file: str) -> list[str]:
         ConfigError: it cannot be read, or there are none.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read ({error})") from error
     ids = [line.strip() for line in lines if line.strip()]

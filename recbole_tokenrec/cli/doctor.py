@@ -8,7 +8,10 @@ from pathlib import Path
 
 from recbole_tokenrec.cli.common import no_more
 
-EXTRAS = {"faiss": ["faiss-cpu"], "lancedb": ["lancedb"], "serve": ["fastapi", "uvicorn"], "plot": ["matplotlib"]}
+EXTRAS = {
+    "faiss": ["faiss-cpu"], "lancedb": ["lancedb"], "serve": ["fastapi", "uvicorn"], "sweep": ["optuna"],
+    "score": ["pyarrow"], "lora": ["peft"], "plot": ["matplotlib"],
+}  # fmt: skip
 
 
 def add_parser(subparsers) -> None:

@@ -10,10 +10,10 @@ import importlib
 import shlex
 from pathlib import Path
 
-from recbole_tokenrec.cli.run import add_common_arguments, overrides_of
+from recbole_tokenrec.cli.run import add_common_arguments, overrides_of, settle
 from recbole_tokenrec.configuration import NO_MATTER, merged
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.experiments import NAMES
+from recbole_tokenrec.experiments import NAMES, REPORTED
 
 
 def add_parser(subparsers) -> None:
@@ -40,6 +40,11 @@ def run(arguments, rest: list[str]) -> int:
     need_matplotlib()
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds: {arguments.seeds} is not allowed; allowed: int in [1, inf)")
+    settle(arguments, "dataset", "ml-100k")
+    if hasattr(arguments, "model"):
+        settle(arguments, "model", arguments.model)
+    elif model := merged(arguments.config_files).get("model"):
+        raise ConfigError(f"model: {model!r} was set, but the rows of an experiment have models of their own")
     overrides = overrides_of(arguments, rest)
     given = {"seed": 2020, "preset": "tuned", **merged(arguments.config_files), **overrides}
     first = given["seed"]
@@ -55,6 +60,7 @@ def run(arguments, rest: list[str]) -> int:
         tuple(range(first, first + arguments.seeds)),
         tuple(arguments.config_files),
         overrides,
+        REPORTED[arguments.name],
     )
     module = importlib.import_module(f"recbole_tokenrec.experiments.{arguments.name}")
     report = module.run(bench, arguments)

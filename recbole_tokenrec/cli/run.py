@@ -21,7 +21,7 @@ def add_parser(subparsers) -> None:
         "run", help="train and compare models", description=__doc__.split("\n\n")[1], allow_abbrev=False
     )
     add_common_arguments(parser)
-    parser.add_argument("--model", default="TokenRec", help="NAME[,NAME...]: ours or RecBole's (default: %(default)s)")
+    parser.add_argument("--model", help="NAME[,NAME...]: ours or RecBole's (default: TokenRec)")
     parser.add_argument("--preset", help="tuned (default), paper, user_id_only; for TokenRec")
     parser.add_argument(
         "--resume", action="store_true", help="go on where the same command was killed: same numbers as uninterrupted"
@@ -34,7 +34,7 @@ def add_parser(subparsers) -> None:
 
 def add_common_arguments(parser) -> None:
     """Arguments that every training subcommand has."""
-    parser.add_argument("--dataset", default="ml-100k", help="(default: %(default)s, bundled in RecBole)")
+    parser.add_argument("--dataset", help="(default: ml-100k, bundled in RecBole)")
     parser.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win")
     parser.add_argument("--data_path", help="folder that holds DATASET/DATASET.inter")
     parser.add_argument("--seed", type=parse_value, help="int (default: 2020)")
@@ -43,7 +43,12 @@ def add_common_arguments(parser) -> None:
 
 def overrides_of(arguments, rest: list[str]) -> dict:
     """The user's keys: named arguments and every ``--key=value``."""
-    overrides = {"checkpoint_dir": arguments.output_dir, "state": "WARNING"}
+    files = merged(arguments.config_files)
+    overrides = {}
+    if "checkpoint_dir" not in files:
+        overrides["checkpoint_dir"] = arguments.output_dir
+    if "state" not in files:
+        overrides["state"] = "WARNING"
     for text in rest:
         key, equals, value = text[2:].partition("=")
         if not text.startswith("--") or not equals or not key:
@@ -55,7 +60,23 @@ def overrides_of(arguments, rest: list[str]) -> dict:
     return overrides
 
 
+def settle(arguments, key: str, default: str) -> None:
+    """Put the ``dataset`` or ``model`` of the command line, of the configuration files, or ``default`` in its place.
+
+    Raises:
+        ConfigError: command line and files name different ones.
+    """
+    given, of_file = getattr(arguments, key), merged(arguments.config_files).get(key)
+    if of_file is not None and not isinstance(of_file, str):
+        raise ConfigError(f"{key}: {of_file!r} is not allowed; allowed: a text")
+    if given is not None and of_file is not None and given != of_file:
+        raise ConfigError(f"{key}: the command line says '{given}', the configuration files '{of_file}'; leave one out")
+    setattr(arguments, key, given if given is not None else default if of_file is None else of_file)
+
+
 def run(arguments, rest: list[str]) -> int:
+    settle(arguments, "dataset", "ml-100k")
+    settle(arguments, "model", "TokenRec")
     overrides = overrides_of(arguments, rest)
     models = [name for name in arguments.model.split(",") if name]
     if not models:
@@ -67,7 +88,7 @@ def run(arguments, rest: list[str]) -> int:
     shown = preset or given["preset"]
     name = "-".join([arguments.dataset, *models, *([str(shown)] if shown != "tuned" else []), str(given["seed"])])
     path = arguments.result_file or Path(arguments.output_dir) / f"{name}.json"
-    with process_group(overrides.get("distributed_timeout", 600), overrides.get("use_gpu", True)):
+    with process_group(given.get("distributed_timeout", 600), given.get("use_gpu", True)):
         if not is_first():
             overrides.update(state="ERROR", show_progress=False)
         if active():

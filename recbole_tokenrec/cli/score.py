@@ -15,6 +15,7 @@ def add_parser(subparsers) -> None:
         "score", help="top-k items of very many users", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
     )
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a folder that `export` wrote")
+    parser.add_argument("--data_path", help="folder of the data set, if a RecBole checkpoint's data has moved")
     parser.add_argument("--users_file", required=True, metavar="FILE", help="one user id a line")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the part-NNNNN.parquet")
     parser.add_argument("--k", type=int, default=10, help="(default: %(default)s)")
@@ -34,6 +35,6 @@ def run(arguments, rest: list[str]) -> int:
         if value < 1:
             raise ConfigError(f"--{name}: {value} is not allowed; allowed: int in [1, inf)")
     summary = score(arguments.checkpoint, arguments.users_file, arguments.output, **numbers,
-                    memory_budget_gb=arguments.memory_budget_gb)  # fmt: skip
+                    memory_budget_gb=arguments.memory_budget_gb, data_path=arguments.data_path)  # fmt: skip
     print(f"{summary['users']} users in {summary['parts']} parts: {arguments.output}")
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from recbole_tokenrec.cli.run import add_common_arguments, overrides_of
+from recbole_tokenrec.cli.run import add_common_arguments, overrides_of, settle
 from recbole_tokenrec.configuration import merged
 from recbole_tokenrec.errors import ConfigError
 
@@ -21,7 +21,7 @@ def add_parser(subparsers) -> None:
     )
     add_common_arguments(parser)
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file of keys with their values")
-    parser.add_argument("--model", default="TokenRec", help="ours or RecBole's (default: %(default)s)")
+    parser.add_argument("--model", help="ours or RecBole's (default: TokenRec)")
     parser.add_argument("--preset", help="for TokenRec")
     parser.add_argument("--trials", type=int, help="how many (default: every combination of lists, else 20)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
@@ -33,6 +33,8 @@ def add_parser(subparsers) -> None:
 def run(arguments, rest: list[str]) -> int:
     from recbole_tokenrec.sweep import Sweep, check_space, grid, run_sweep
 
+    settle(arguments, "dataset", "ml-100k")
+    settle(arguments, "model", "TokenRec")
     for key in ("trials", "workers"):
         value = getattr(arguments, key)
         if value is not None and value < 1:
@@ -41,6 +43,8 @@ def run(arguments, rest: list[str]) -> int:
     combinations = grid(space)
     overrides = overrides_of(arguments, rest)
     preset = overrides.pop("preset", None)
+    if arguments.name is not None and (arguments.name in ("", ".", "..") or set(arguments.name) & set("/\\")):
+        raise ConfigError(f"--name: {arguments.name!r} is not allowed; allowed: a name, without a path")
     name = arguments.name or f"{arguments.model}-{arguments.dataset}"
     folder = (Path(arguments.output_dir) / "sweeps" / name).absolute()
     try:
@@ -63,5 +67,8 @@ def run(arguments, rest: list[str]) -> int:
     rows = [[t["number"], *t["keys"].values(), t["value"], " ".join(t.get("cached", []))] for t in result["trials"]]
     headers = ["trial", *space, "valid", "stages from the cache"]
     print(tabulate(rows, headers=headers, floatfmt=".4f"))
+    for trial in result["trials"]:
+        if "error" in trial:
+            print(f"trial {trial['number']} failed: {trial['error']}")
     print(f"\nresult file: {folder / 'sweep.json'}")
     return 0

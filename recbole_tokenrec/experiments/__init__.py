@@ -8,3 +8,10 @@ interrupted experiment continues where it stopped.
 NAMES = (
     "overall", "history", "generalize", "ablation", "masking", "codebook", "levers", "efficiency", "curves", "tune",
 )  # fmt: skip
+# Metrics that a report reads, so that one that is not computed is told before the trainings.
+REPORTED = {
+    **dict.fromkeys(NAMES, ("hit@20", "ndcg@20")),
+    "overall": tuple(f"{name}@{k}" for name in ("hit", "ndcg") for k in (10, 20, 30)),
+    **dict.fromkeys(("curves", "tune"), ("ndcg@20",)),
+    "efficiency": (),
+}

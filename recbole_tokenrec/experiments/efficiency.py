@@ -25,7 +25,7 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
 from recbole_tokenrec.experiments.runs import Bench, Run
-from recbole_tokenrec.pipeline import describe_data, versions
+from recbole_tokenrec.pipeline import describe_data, need_folder, versions
 
 TITLE = "Table 5: milliseconds per user"
 ARGUMENTS = ("backbone", "users", "batch_size", "k", "rounds")
@@ -76,17 +76,17 @@ def run(bench: Bench, arguments) -> Report:
     generator = torch.Generator().manual_seed(bench.seeds[0])
     users = 1 + torch.randperm(data["users"], generator=generator)[: arguments.users]
     seconds = {label: [] for label in models}
-    bar = tqdm(
+    need_folder("--output_dir", bench.folder)
+    with tqdm(
         total=len(models) * (arguments.rounds + 1), ncols=110, desc="rounds", disable=not config["show_progress"]
-    )
-    for number in range(arguments.rounds + 1):
-        for label, model in models.items():
-            timed = users if number else users[: min(len(users), 8)]
-            spent = _time(model, timed, arguments.batch_size, arguments.k)
-            if number:
-                seconds[label].append(spent / len(users))
-            bar.update()
-    bar.close()
+    ) as bar:
+        for number in range(arguments.rounds + 1):
+            for label, model in models.items():
+                timed = users if number else users[: min(len(users), 8)]
+                spent = _time(model, timed, arguments.batch_size, arguments.k)
+                if number:
+                    seconds[label].append(spent / len(users))
+                bar.update()
     return _report(bench, arguments, data, seconds, next(iter(models.values())).device)
 
 

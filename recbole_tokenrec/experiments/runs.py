@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, merged, together
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.llm.backbone import weights_digest
-from recbole_tokenrec.pipeline import plain, run_model, versions, write_json
+from recbole_tokenrec.pipeline import check_backbones, need_folder, plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import need_ranks, with_ranks
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.settings import read_settings
@@ -47,13 +47,14 @@ class Run(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What all trainings of an experiment share."""
+    """What all trainings of an experiment share; ``reported`` are the metrics that its report reads."""
 
     dataset: str
     folder: Path
     seeds: tuple[int, ...]
     config_files: tuple = ()
     overrides: dict = {}
+    reported: tuple[str, ...] = ()
 
     def config(self, run: Run, seed: int):
         """RecBole's ``Config`` of one training: the row's keys, and the user's for all rows.
@@ -73,7 +74,7 @@ class Bench(NamedTuple):
         keys = {**self.overrides, **own, "seed": seed}
         known = known_keys(run.model).union(*map(known_keys, MODELS))
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
-        need_ranks(config)
+        need_ranks(config, self.reported)
         if run.model == "TokenRec":
             read_settings(config)
         return config
@@ -88,16 +89,19 @@ def carry_out(runs: list[Run], bench: Bench) -> list[dict]:
     """
     planned = [(run, seed) for run in runs for seed in (bench.seeds if run.seeded else bench.seeds[:1])]
     configs = [bench.config(run, seed) for run, seed in planned]  # a wrong value stops before anything is trained
+    paths = [record_path(bench, run, seed, config) for (run, seed), config in zip(planned, configs)]
+    check_backbones([config for config, path in zip(configs, paths) if not path.exists()][1:])
+    need_folder("--output_dir", bench.folder)
+    for folder in {config["checkpoint_dir"] for config in configs}:
+        need_folder("checkpoint_dir", folder)
     records = []
-    bar = tqdm(total=len(planned), ncols=110, desc="trainings", disable=not configs[0]["show_progress"])
-    for (run, seed), config in zip(planned, configs):
-        bar.set_postfix_str(f"{run.label}, seed {seed}")
-        path = record_path(bench, run, seed, config)
-        if not path.exists():
-            write_json(path, _train(run, seed, config))
-        records.append(json.loads(path.read_text(encoding="utf-8")))
-        bar.update()
-    bar.close()
+    with tqdm(total=len(planned), ncols=110, desc="trainings", disable=not configs[0]["show_progress"]) as bar:
+        for (run, seed), config, path in zip(planned, configs, paths):
+            bar.set_postfix_str(f"{run.label}, seed {seed}")
+            if not path.exists():
+                write_json(path, _train(run, seed, config))
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+            bar.update()
     return records
 
 

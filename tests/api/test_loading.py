@@ -1,5 +1,7 @@
 """Opening a model costs no more memory than it must, and stays within a budget or says how much it needs."""
 
+import shutil
+
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -8,7 +10,9 @@ from recbole_tokenrec import measure
 from recbole_tokenrec.api import loading
 from recbole_tokenrec.checkpoints import load_checkpoint
 from recbole_tokenrec.collaborative.ensemble import members_of
-from recbole_tokenrec.errors import CheckpointError, ConfigError
+from recbole_tokenrec.configuration import make_config
+from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError
+from recbole_tokenrec.pipeline import identity_of, run_model
 
 pytestmark = pytest.mark.recipe
 
@@ -69,3 +73,47 @@ def test_what_the_open_model_leaves_bounds_the_batches(trained, name):
     assert_frame_equal(opened.recommend(["g0u0", "g1u1"], k=3), unbounded.recommend(["g0u0", "g1u1"], k=3))
     tight = loading._scorer(opened.model, opened.data, None, 8 * 3 * opened.data.item_num / 2**30, "exact", {})
     assert (tight.users_per_batch == 3) if name == "BPR" else (tight.index.memory_budget_gb < 1e-5)
+
+
+def test_data_that_can_no_longer_be_used_are_told_in_words(trained, toy_data, tmp_path):
+    shutil.copytree(toy_data / "toy", tmp_path / "toy")
+    header, *rows = (tmp_path / "toy" / "toy.inter").read_text().splitlines()
+    for content, text in (
+        (rows[:1], "1 user\\(s\\) and 1 item\\(s\\) are left after the filters"),
+        ([*rows, "g0u0\tg0i0\tsoon"], "RecBole cannot read it: "),
+    ):
+        (tmp_path / "toy" / "toy.inter").write_text("\n".join([header, *content]) + "\n")
+        with pytest.raises(DataError, match=f"dataset 'toy': {text}"):
+            loading.load(trained("BPR"), data_path=tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    lambda checkpoint: checkpoint.update(config={"model": "BPR"}), lambda checkpoint: checkpoint.pop("config"),
+    lambda checkpoint: checkpoint["config"].final_config_dict.pop("dataset"),
+    lambda checkpoint: checkpoint.update(state_dict=3),
+    lambda checkpoint: checkpoint["config"].final_config_dict.update(model=3),
+])  # fmt: skip
+def test_foreign_checkpoints_are_refused_in_words(change, trained, tmp_path):
+    checkpoint = torch.load(trained("BPR"), weights_only=False)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "foreign.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="foreign.pth: holds no trained model"):
+        loading.load(tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize("name", ["BPR", "SASRecCE"])
+def test_rows_in_another_order_are_not_taken_for_those_of_the_training(name, toy_data, tmp_path):
+    """RecBole numbers ids by their first row: other items would be recommended, and nothing be said."""
+    shutil.copytree(toy_data / "toy", tmp_path / "toy")
+    keys = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "out"), "use_gpu": False, "epochs": 1,
+            "show_progress": False, "state": "ERROR"}  # fmt: skip
+    config = make_config(name, "toy", overrides=keys)
+    before = identity_of(config)
+    checkpoint = run_model(config).row["checkpoint"]
+    assert identity_of(config) == before
+    items = loading.load(checkpoint).recommend(["g0u0"], k=3)["item_id"].tolist()
+    header, *rows = (tmp_path / "toy" / "toy.inter").read_text().splitlines()
+    (tmp_path / "toy" / "toy.inter").write_text("\n".join([header, *reversed(rows)]) + "\n")
+    with pytest.raises(CheckpointError, match="changed places, by whose order RecBole numbers users and items"):
+        loading.load(checkpoint)
+    assert loading.load(checkpoint, data_path=toy_data).recommend(["g0u0"], k=3)["item_id"].tolist() == items

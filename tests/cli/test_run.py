@@ -1,5 +1,6 @@
 """``recbole-tokenrec run``: the table, the result file's shape, and mistakes without tracebacks."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recbole_tokenrec import pipeline
 from recbole_tokenrec.cli import run
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.training.losses import fast_bf16
@@ -49,6 +51,51 @@ def test_result_files_of_two_presets_do_not_overwrite_each_other(text, arguments
     with pytest.raises(ZeroDivisionError):
         main(["run", "--output_dir", str(tmp_path), "--config_files", str(tmp_path / "mine.yaml"), *arguments])
     assert given["file"] == tmp_path / name
+
+
+@pytest.mark.unit
+def test_a_file_names_data_set_models_and_folders(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: lastfm\nmodel: BPR,Pop\ncheckpoint_dir: mine\nstate: INFO\ndistributed_timeout: 7\nuse_gpu: false\n"
+    )
+    given = {}
+
+    @contextlib.contextmanager
+    def group(*settings):
+        given.update(group=settings)
+        yield
+
+    monkeypatch.setattr(run, "process_group", group)
+    monkeypatch.setattr(run, "run_models", lambda *all, result_file: given.update(all=all, file=result_file) or 1 / 0)
+    for more, overrides in (([], {}), (["--checkpoint_dir=x", "--dataset", "lastfm"], {"checkpoint_dir": "x"})):
+        with pytest.raises(ZeroDivisionError):
+            main(["run", "--config_files", "mine.yaml", *more])
+        assert given["all"][:2] == (["BPR", "Pop"], "lastfm") and given["all"][3] == overrides
+        assert given["file"] == Path("output/lastfm-BPR-Pop-2020.json") and given["group"] == (7, False)
+    with pytest.raises(ZeroDivisionError):
+        main(["run"])
+    assert given["all"][:2] == (["TokenRec"], "ml-100k")
+    assert given["all"][3] == {"checkpoint_dir": "output", "state": "WARNING"}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("content", "arguments", "text"),
+    [
+        ("dataset: lastfm", ["run", "--dataset", "beauty"], "dataset: the command line says 'beauty', the config"),
+        ("model: BPR", ["run", "--model", "Pop"], "model: the command line says 'Pop', the configuration files 'BPR'"),
+        ("dataset: 3", ["run"], "dataset: 3 is not allowed; allowed: a text"),
+        ("dataset: lastfm", ["experiment", "overall", "--dataset", "beauty"], "dataset: the command line says"),
+        ("model: BPR", ["experiment", "overall"], "model: 'BPR' was set, but the rows of an experiment have models"),
+        ("model: BPR", ["experiment", "tune", "--model", "Pop"], "model: the command line says 'Pop'"),
+        ("datasets: {ml-100k: {epochs: 1}}", ["run", "--model", "BPR"], "unknown configuration key 'datasets'"),
+        ("world_size: 2", ["run", "--model", "BPR"], "unknown configuration key 'world_size'"),
+    ],
+)
+def test_files_that_contradict_the_command_line(content, arguments, text, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(content)
+    assert main([*arguments, "--config_files", "mine.yaml"]) == 2
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.recipe
@@ -112,6 +159,20 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, text, capsys):
     captured = capsys.readouterr()
     assert text in captured.err and "Traceback" not in captured.err
     assert captured.err.startswith("error: ")
+
+
+@pytest.mark.unit
+def test_a_backbone_that_is_not_there_stops_before_others_are_trained(tmp_path, monkeypatch, capsys):
+    from recbole_tokenrec.experiments import runs
+
+    for module in (pipeline, runs):
+        monkeypatch.setattr(module, "run_model", lambda config: pytest.fail("trained"))
+    (tmp_path / "empty").mkdir()
+    for name, text in (("nofolder", "is neither an existing folder nor"), ("empty", "holds no weights")):
+        assert main(["run", "--model", "SASRecCE,TokenRec", f"--llm_backbone={name}"]) == 2
+        assert f"'{name}' {text}" in capsys.readouterr().err
+        assert main(["experiment", "overall", "--rows", "BPR;P5-RID", f"--llm_backbone={name}"]) == 2
+        assert f"'{name}' {text}" in capsys.readouterr().err
 
 
 @pytest.mark.recipe

@@ -1,12 +1,17 @@
 """``recommend``, ``tokens``, ``export`` and ``doctor``: what they print and write, and mistakes without tracebacks."""
 
+import configparser
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from recbole_tokenrec.cli import doctor
+from recbole_tokenrec.cli.common import read_list
 from recbole_tokenrec.cli.main import main
 
 
@@ -115,3 +120,25 @@ def test_serve_without_its_extra_is_said(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "recbole_tokenrec.serving.app", raising=False)
     assert main(["serve", "--checkpoint", "x"]) == 2
     assert "pip install 'recbole-tokenrec[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", ["tokens", "export"])
+def test_models_without_tokens_are_refused_before_their_data_are_looked_for(name, command, trained, tmp_path):
+    more = ["--to", tmp_path / "to"] if name == "export" else ["--output_dir", tmp_path / "to"]
+    code, _, error = command(name, *more, checkpoint=trained("BPR"))
+    assert code == 2 and "no checkpoint of TokenRec's" in error and not (tmp_path / "to").exists()
+
+
+@pytest.mark.unit
+def test_doctor_knows_every_extra():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    texts = {name: text for name, text in setup["options.extras_require"].items() if name != "test"}
+    assert {name: re.findall(r"^[\w-]+", text, re.MULTILINE) for name, text in texts.items()} == doctor.EXTRAS
+
+
+@pytest.mark.unit
+def test_lists_that_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\n")
+    assert read_list(tmp_path / "users.txt") == ["a", "b"]

@@ -278,6 +278,12 @@ def test_tune_orders_the_grid_by_validation(experiment):
         (["overall", "--eval_args={split: {RS: [0.8, 0.1, 0.1]}}"], "eval_args: {'split': {'RS': [0.8, 0.1, 0.1]}, "),
         (["overall", "--eval_args={mode: uni100}"], "experiments compare users by the rank of the one item held out"),
         (["overall", "--metrics=[GAUC]", "--valid_metric=GAUC"], "metrics: ['GAUC'] is not allowed"),
+        (["overall", "--topk=[10, 20]"], "topk: [10, 20] is not allowed; allowed: a list with 10, 20, 30, which this "),
+        (["overall", "--metrics=[NDCG]"], "metrics: ['NDCG'] is not allowed; allowed: a list with Hit, NDCG: this"),
+        (["ablation", "--topk=[10]", "--valid_metric=NDCG@10"], "topk: [10] is not allowed; allowed: a list with 20"),
+        (["curves", "--metrics=[Hit]", "--valid_metric=Hit@20"], "metrics: ['Hit'] is not allowed; allowed: a list"),
+        (["generalize", "--topk=5", "--valid_metric=NDCG@5"], "topk: [5] is not allowed; allowed: a list with 20"),
+        (["tune", "--model", "BPR", "--topk=[5]", "--valid_metric=NDCG@5"], "topk: [5] is not allowed"),
         (["curves", "--rows", "TokenRec"], "rows: 'TokenRec' is not known"),
         (["tune", "--model", "Pop"], "'Pop' has no grid"),
         (["ablation", "--mq_beta=-1"], "mq_beta: -1"),
@@ -293,6 +299,29 @@ def test_mistakes_are_one_line(arguments, text, toy_data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and text in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.unit
+def test_a_file_where_results_are_to_go_is_told_before_the_trainings(toy_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recbole_tokenrec.experiments.runs.run_model", lambda config: pytest.fail("trained"))
+    (tmp_path / "out").write_text("mine")
+    where = ["--dataset", "toy", "--data_path", str(toy_data), "--output_dir", "out"]
+    assert main(["experiment", "overall", "--rows", "BPR", *where, "--show_progress=false"]) == 2
+    assert "--output_dir: the folder out/experiments/overall/toy cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_training_that_fails_closes_its_bar(tmp_path, monkeypatch, capsys):
+    import tqdm
+
+    from recbole_tokenrec.experiments import runs
+
+    monkeypatch.setattr(runs, "_train", lambda *_: 1 / 0)
+    bench = Bench("ml-100k", tmp_path, (2020,), (), {"state": "ERROR", "checkpoint_dir": str(tmp_path)})
+    before = set(tqdm.tqdm._instances)
+    with pytest.raises(ZeroDivisionError):
+        runs.carry_out([Run("Pop", "Pop")], bench)
+    assert set(tqdm.tqdm._instances) <= before
 
 
 @pytest.mark.unit

@@ -1,0 +1,26 @@
+"""Files are written whole or not at all, and only what is the file's fault is said of the file."""
+
+import pytest
+
+from recbole_tokenrec.errors import OutputError
+from recbole_tokenrec.files import written_whole
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"), OutputError),
+        (OSError(28, "No space left on device"), OutputError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), RuntimeError),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_old_file_and_want_of_memory_keeps_its_name(problem, kind, tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises((OutputError, MemoryError, RuntimeError)) as raised, written_whole(tmp_path / "x") as file:
+        file.write(b"new")
+        raise problem
+    assert raised.type is kind and [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
