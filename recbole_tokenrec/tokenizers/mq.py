@@ -118,7 +118,10 @@ class MQTokenizer(IDTokenizer):
         )
 
     def mask(self, x: torch.Tensor) -> torch.Tensor:
-        """Eq. 2-3: each element is hidden (set to 0) with probability rho; drawn anew at every call."""
+        """Eq. 2-3: each element is hidden (set to 0) with probability rho; drawn anew at every call.
+
+        ``x`` is standardised here, in every preset: what is hidden reads as the feature's mean, not as 0.
+        """
         if self.masking_ratio == 0 or not self.training:
             return x
         return x * torch.bernoulli(torch.full_like(x, 1 - self.masking_ratio))
