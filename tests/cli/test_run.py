@@ -92,7 +92,8 @@ def test_a_file_names_data_set_models_and_folders(tmp_path, monkeypatch):
         ("world_size: 2", ["run", "--model", "BPR"], "unknown configuration key 'world_size'"),
     ],
 )
-def test_files_that_contradict_the_command_line(content, arguments, text, tmp_path, capsys):
+def test_files_that_contradict_the_command_line(content, arguments, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("recbole_tokenrec.experiments.report.need_matplotlib", lambda: None)  # nothing is drawn
     (tmp_path / "mine.yaml").write_text(content)
     assert main([*arguments, "--config_files", "mine.yaml"]) == 2
     assert text in capsys.readouterr().err
@@ -165,6 +166,7 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, text, capsys):
 def test_a_backbone_that_is_not_there_stops_before_others_are_trained(tmp_path, monkeypatch, capsys):
     from recbole_tokenrec.experiments import runs
 
+    monkeypatch.setattr("recbole_tokenrec.experiments.report.need_matplotlib", lambda: None)  # nothing is drawn
     for module in (pipeline, runs):
         monkeypatch.setattr(module, "run_model", lambda config: pytest.fail("trained"))
     (tmp_path / "empty").mkdir()
