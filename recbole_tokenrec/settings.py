@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.registry import MODELS
-from recbole_tokenrec.training.steps import LLM_EPOCHS, LLM_STEPS
+from recbole_tokenrec.training.steps import CF_EPOCHS, CF_STEPS, CF_VALIDATIONS, LLM_EPOCHS, LLM_STEPS
 
 
 class Option(NamedTuple):
@@ -106,10 +106,16 @@ OPTIONS: dict[str, Option] = {
     "cf_target_recency": _float("With cf_targets: all, the same exponent for its weight as a target."),
     "cf_reg_weight": _float("RecBole's reg_weight: L2 on the un-propagated embeddings, with cf_loss: own."),
     "cf_train_batch_size": _int("Users (softmax_cosine) or interactions (own) of a batch.", 1),
-    "cf_eval_step": _int("Epochs between two validations.", 1),
+    "cf_eval_step": _int(f"Epochs between two validations; empty: {CF_VALIDATIONS} of them.", 1, optional=True),
     "cf_stopping_step": _int("Validations without a gain before the stage stops.", 1),
     "cf_config": Option(dict, "Further keys for cf_model, in RecBole's names.", optional=True),
     **_stage("collaborative stage", "cf"),
+    "cf_epochs": _int(
+        f"Most epochs of the collaborative stage, for each of its models; empty: those of {CF_STEPS} steps, "
+        f"{CF_EPOCHS[0]} to {CF_EPOCHS[1]}.",
+        1,
+        optional=True,
+    ),
     # tokenizer stage, Sections 2.3.2 to 2.3.5
     "id_tokenizer": _choice(
         "Tokenizer of users and items: mq, the Masked Vector-Quantized one; for comparison mq_frozen (its encoders "

@@ -28,7 +28,7 @@ from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import PromptsByUser, Rows, derived_seed, generator_for
 from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 from recbole_tokenrec.training.parts import next_part, random_part, window_part, without_some
-from recbole_tokenrec.training.steps import LLM_EPOCHS, LLM_STEPS
+from recbole_tokenrec.training.steps import CF_EPOCHS, CF_STEPS, CF_VALIDATIONS, LLM_EPOCHS, LLM_STEPS, epochs_of
 
 
 class Stage:
@@ -157,6 +157,13 @@ class CollaborativeStage(Stage):
         else:  # RecBole's own loader and negative sampler, with this stage's batch size
             sub_config = self.member.sub_config
             self.loader = TrainDataLoader(sub_config, train_data._dataset, train_data._sampler, shuffle=True)
+
+    def option(self, name):
+        value = super().option(name)
+        return max(1, self.epochs() // CF_VALIDATIONS) if name == "eval_step" and value is None else value
+
+    def epochs(self):
+        return self.option("epochs") or epochs_of(CF_STEPS, CF_EPOCHS, self.steps_per_epoch())
 
     def parameter_groups(self):
         decay = self.option("weight_decay")
@@ -369,8 +376,7 @@ class LLMStage(Stage):
         return self.model.user_tokenizer.encode_all(vectors), vectors
 
     def epochs(self):
-        least, most = LLM_EPOCHS
-        return self.option("epochs") or max(least, min(most, -(-LLM_STEPS // self.steps_per_epoch())))
+        return self.option("epochs") or epochs_of(LLM_STEPS, LLM_EPOCHS, self.steps_per_epoch())
 
     def start(self) -> None:
         """Give the OOV tokens their first embeddings; the codes are final now."""

@@ -12,7 +12,7 @@ from recbole.utils import get_trainer
 from recbole_tokenrec.checkpoints import load_checkpoint
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TrainingError
 from recbole_tokenrec.models import tokenrec
-from recbole_tokenrec.training.stages import LLMStage
+from recbole_tokenrec.training.stages import CollaborativeStage, LLMStage
 
 SMALL = {
     "cf_embedding_size": 16,
@@ -347,6 +347,21 @@ def test_epochs_of_the_last_stage_by_their_steps(build, monkeypatch, steps, epoc
     stage = LLMStage(model, train)
     monkeypatch.setattr(stage, "steps_per_epoch", lambda: steps)
     assert stage.epochs() == expected
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("steps", "epochs", "eval_step", "expected"),
+    [(1, None, None, (90, 15)), (15, None, None, (60, 10)), (900, None, None, (30, 5)), (1, 4, None, (4, 1)),
+     (15, None, 7, (60, 7))],
+)  # fmt: skip
+def test_epochs_and_validations_of_a_collaborative_model_by_its_steps(
+    build, monkeypatch, steps, epochs, eval_step, expected
+):
+    _, model, train, *_ = build("TokenRec", **{**SMALL, "cf_epochs": epochs, "cf_eval_step": eval_step})
+    stage = CollaborativeStage(model, train)
+    monkeypatch.setattr(stage, "steps_per_epoch", lambda: steps)
+    assert (stage.epochs(), stage.option("eval_step")) == expected
 
 
 @pytest.mark.unit
