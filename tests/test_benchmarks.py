@@ -5,6 +5,7 @@ import operator
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from benchmarks.harness import Timing, in_a_process, side_by_side
 from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
 from benchmarks.retrieval import hardness, local_dimension, synthetic_items
 from benchmarks.scaling import fits
+from benchmarks.subset import drawn
 from benchmarks.workload import TOKEN_PROMPT, untrained
 from recbole_tokenrec.retrieval import ExactIndex
 
@@ -152,3 +154,14 @@ def test_the_pages_show_what_the_json_files_say():
         if (tables.RESULTS / f"{file}.json").exists():
             content = json.loads((tables.RESULTS / f"{file}.json").read_text())
             assert content["machine"]["threads"] >= 1 and np.isfinite(content["machine"]["load_average"]).all()
+
+
+@pytest.mark.unit
+def test_a_subset_has_whole_users_in_their_order():
+    rows = pd.DataFrame({"user_id:token": list("abcabcabcd"), "item_id:token": [str(n) for n in range(10)]})
+    part = drawn(rows, 50, seed=1)
+    kept = set(part["user_id:token"])
+    assert len(kept) == 2
+    assert part.equals(rows[rows["user_id:token"].isin(kept)])
+    assert drawn(rows, 50, seed=1).equals(part)
+    assert len({tuple(drawn(rows, 50, seed)["user_id:token"].unique()) for seed in range(10)}) > 1
