@@ -48,15 +48,8 @@ def agreement(content: dict) -> list[list[str]]:
 
 
 def scaling(content: dict) -> list[list[str]]:
-    columns = {
-        "cf_cpu_s": "collaborative",
-        "user_codebooks_cpu_s": "start of the users' codebooks",
-        "user_tokenizer_cpu_s": "user tokenizer",
-        "item_tokenizer_cpu_s": "item tokenizer",
-        "llm_cpu_s": "LLM4Rec",
-        "evaluation_cpu_s": "evaluation",
-        "peak_rss_mb": "peak MiB",
-    }
+    columns = {"cf_cpu_s": "collaborative", "user_tokenizer_cpu_s": "user tokenizer", "item_tokenizer_cpu_s":
+               "item tokenizer", "llm_cpu_s": "LLM4Rec", "evaluation_cpu_s": "evaluation", "peak_rss_mb": "peak MiB"}
     rows = [["users", *columns.values()]]
     for row in content["rows"]:
         rows.append([f"{row['users']:,}", *(f"{row[key]:,.1f}" for key in columns)])
