@@ -29,6 +29,8 @@ def main() -> None:
     if not file.is_file():
         parser.error(f"{file} does not exist")
     rows = pd.read_csv(file, sep="\t", dtype=str)
+    if not any("user_id" in column for column in rows):
+        parser.error(f"{file} has no column user_id; it has {', '.join(rows)}")
     part = drawn(rows, arguments.percent, arguments.seed)
     name = f"{arguments.dataset}-{arguments.percent}"
     (arguments.to / name).mkdir(parents=True, exist_ok=True)
