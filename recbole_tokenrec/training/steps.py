@@ -1,6 +1,6 @@
 """How long a stage is trained where ``cf_epochs`` or ``llm_epochs`` is empty: so many steps, within so many epochs.
 
-Small data are gone through more often: an epoch of 600 users is three steps, from which nothing is learnt.
+Small data are gone through more often: an epoch of 600 users is three steps.
 """
 
 CF_STEPS, CF_EPOCHS = 900, (30, 90)
