@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional as F
 
@@ -202,7 +205,7 @@ class MQTokenizer(IDTokenizer):
         along = self.split_space(x) if self.encoder_skip is not None else []
         if any(rows.shape[1] == 0 for rows in along) or not along:  # no axes of its own to tell rows apart by
             along = self.encoded_in_chunks(x)
-        labels = torch.stack([k_means(rows, self.codebook_size, seed + way) for way, rows in enumerate(along)])
+        labels = k_means(along, self.codebook_size, seed)
         totals, counts = torch.zeros_like(self.codebooks), torch.zeros_like(self.codebooks[..., :1])
         for part, label in zip(x.split(self.rows_at_once()), labels.split(self.rows_at_once(), dim=1)):
             for way, rows in enumerate(self.encoded(part)):  # (b, d_c) of (K, b, d_c)
@@ -281,16 +284,26 @@ def some_rows(x: torch.Tensor, most: int, seed: int) -> torch.Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].to(x.device)]
 
 
-@torch.no_grad()
-def k_means(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
-    """Clusters (n,) int64 of ``rows`` (n, d): at most ``size``, and as many as rows differ, if those are fewer."""
+def k_means(parts: Sequence[torch.Tensor], size: int, seed: int) -> torch.Tensor:
+    """Clusters (K, n) int64 of each of K ``parts`` (n, d): at most ``size``, or as many as rows differ.
+
+    Parts are clustered side by side, on one thread each: threads of scikit-learn that share one clustering wait for
+    each other in a loop, which takes several times as long as soon as another process is on one of the cores.
+    """
+    at_once = torch.get_num_threads()
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # rows that differ by rounding only share a centre
+        with ThreadPoolExecutor(at_once, initializer=threadpool_limits, initargs=(1, "openmp")) as pool:
+            labels = pool.map(lambda part, way: _clusters(part, size, seed + way), parts, range(len(parts)))
+            return torch.stack(list(labels))
+
+
+def _clusters(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     distinct, places = torch.unique(rows, dim=0, return_inverse=True)
     clusters = min(size, len(distinct))
     method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
-    with warnings.catch_warnings():  # rows that differ by rounding only share a centre: no reason to warn
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++")
-        labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
+    fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++")
+    labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
     return torch.from_numpy(labels).long().to(rows.device)[places]
 
 

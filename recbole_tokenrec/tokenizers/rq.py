@@ -77,7 +77,7 @@ class RQTokenizer(MQTokenizer):
             self.split_space(x)
         rest = self.encoded_in_chunks(x)[0]
         for level, book in enumerate(self.codebooks):
-            labels = k_means(rest, self.codebook_size, seed + level)
+            labels = k_means([rest], self.codebook_size, seed + level)[0]
             counts = labels.bincount(minlength=len(book)).unsqueeze(1)
             means = torch.zeros_like(book).index_add_(0, labels, rest) / counts.clamp_min(1)
             book.copy_(torch.where(counts > 0, means, book))

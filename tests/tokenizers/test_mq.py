@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from recbole_tokenrec.tokenizers import TOKENIZERS, MQTokenizer
 from recbole_tokenrec.tokenizers.mq import KWayMLP, k_means, nearest_codeword
@@ -229,7 +230,7 @@ def test_a_start_from_many_rows_reads_a_part_of_them(monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_k_means_of_rows_that_differ_by_rounding_only_does_not_warn():
     rows = torch.eye(4).repeat(10, 1) + 1e-8 * torch.arange(40).unsqueeze(1)
-    labels = k_means(rows, 12, seed=0).reshape(10, 4)
+    labels = k_means([rows], 12, seed=0).reshape(10, 4)
     assert labels.max() < 12 and labels.min() >= 0
     assert len({label for column in labels.T for label in column.unique().tolist()}) == sum(
         len(column.unique()) for column in labels.T
@@ -238,8 +239,27 @@ def test_k_means_of_rows_that_differ_by_rounding_only_does_not_warn():
 
 def test_k_means_gives_equal_rows_one_cluster_and_needs_no_more_rows_than_clusters():
     rows = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 1.0], [9.0, 0.0]])
-    labels = k_means(rows, 8, seed=0)
+    labels = k_means([rows], 8, seed=0)[0]
     assert labels.dtype == torch.int64 and labels[0] == labels[2] and len(labels.unique()) == 3
+
+
+def test_k_means_of_several_parts_is_that_of_each_whatever_the_threads_and_leaves_their_number_as_it_was():
+    torch.manual_seed(0)
+    parts = [torch.randn(500, width) for width in (2, 3, 5, 2)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = k_means(parts, 16, seed=3)
+        torch.set_num_threads(3)
+        pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+        torch.testing.assert_close(k_means(parts, 16, seed=3), alone, rtol=0, atol=0)
+        assert torch.get_num_threads() == 3
+        assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == pools
+    finally:
+        torch.set_num_threads(threads)
+    for way, part in enumerate(parts):
+        torch.testing.assert_close(k_means([part], 16, seed=3 + way)[0], alone[way], rtol=0, atol=0)
+        assert len(alone[way].unique()) == 16
 
 
 @pytest.mark.parametrize("name, ways", [("mq", 3), ("mq", 20), ("kmeans", 3), ("kmeans", 20), ("mq_frozen", 3)])
@@ -254,6 +274,6 @@ def test_codewords_start_at_the_means_of_their_clusters_as_encoded(name, ways, m
     monkeypatch.setattr("recbole_tokenrec.tokenizers.mq._MOST_DISTANCES", ways * 12 * 70)  # seventy rows at once
     tokenizer.start_from(x, seed=0)
     encoded = tokenizer.encoded(tokenizer.standardise(x))
-    for way, labels in enumerate(given):
+    for way, labels in enumerate(given[0]):
         for label in labels.unique():
             torch.testing.assert_close(tokenizer.codebooks[way, label], encoded[way, labels == label].mean(dim=0))
