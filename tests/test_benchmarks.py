@@ -68,7 +68,7 @@ def test_cases_alternate_and_the_warm_up_does_not_count():
 
 @pytest.mark.unit
 def test_line_fit():
-    names = ("cf", "user_tokenizer", "item_tokenizer", "llm", "evaluation")
+    names = ("cf", "user_codebooks", "user_tokenizer", "item_tokenizer", "llm", "evaluation")
     rows = [
         {"users": n, **{f"{name}_cpu_s": 2 + 0.003 * n for name in names}, "peak_rss_mb": n**2} for n in (1, 10, 100)
     ]
