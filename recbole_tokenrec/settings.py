@@ -100,11 +100,8 @@ OPTIONS: dict[str, Option] = {
         list, "With cf_targets: next or random, least and largest share of a user's items that are targets."
     ),
     "cf_recency": _float(
-        "With cf_targets: all, an interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph."
-    ),
-    "cf_start_recency": _float(
-        "With cf_targets: next or random, where the same exponent starts: it is learnt. From high up, such a model "
-        "sees the latest items first, and adds more to one that sees all."
+        "An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph. With cf_targets: next or "
+        "random the exponent is learnt, from this value on."
     ),
     "cf_target_recency": _float("With cf_targets: all, the same exponent for its weight as a target."),
     "cf_reg_weight": _float("RecBole's reg_weight: L2 on the un-propagated embeddings, with cf_loss: own."),

@@ -30,14 +30,13 @@ def test_keys_that_came_later_have_a_value_beside_the_presets():
     """
     first = """
         cf_embedding_size cf_epochs cf_eval_step cf_item_offset cf_learning_rate cf_loss cf_n_layers cf_recency
-        cf_reg_weight cf_start_recency cf_stopping_step cf_target_ratio cf_target_recency cf_target_weight cf_targets
-        cf_temperature cf_train_batch_size cf_user_table llm_backbone llm_batching llm_clip_grad_norm llm_distill
-        llm_ema llm_epochs llm_eval_step llm_learning_rate llm_loss llm_lr_decay llm_projection_size llm_residual
-        llm_stopping_step llm_target_ratio llm_target_weight llm_temperature llm_token_init llm_train_batch_size
-        llm_user_tokens llm_warmup_ratio llm_weight_decay mq_beta mq_codebook_lr_ratio mq_codebook_size
-        mq_codeword_dim mq_epochs mq_hidden_size mq_kmeans_init mq_learning_rate mq_min_steps mq_num_codebooks
-        mq_revive_dead mq_skip mq_train_batch_size mq_user_num_codebooks prompt_history prompt_max_history
-        prompt_style
+        cf_reg_weight cf_stopping_step cf_target_ratio cf_target_recency cf_target_weight cf_targets cf_temperature
+        cf_train_batch_size cf_user_table llm_backbone llm_batching llm_clip_grad_norm llm_distill llm_ema llm_epochs
+        llm_eval_step llm_learning_rate llm_loss llm_lr_decay llm_projection_size llm_residual llm_stopping_step
+        llm_target_ratio llm_target_weight llm_temperature llm_token_init llm_train_batch_size llm_user_tokens
+        llm_warmup_ratio llm_weight_decay mq_beta mq_codebook_lr_ratio mq_codebook_size mq_codeword_dim mq_epochs
+        mq_hidden_size mq_kmeans_init mq_learning_rate mq_min_steps mq_num_codebooks mq_revive_dead mq_skip
+        mq_train_batch_size mq_user_num_codebooks prompt_history prompt_max_history prompt_style
     """
     common = yaml.safe_load((properties_dir() / "model" / "TokenRec.yaml").read_text())
     assert set(OPTIONS) - set(common) <= set(first.split())
@@ -46,7 +45,7 @@ def test_keys_that_came_later_have_a_value_beside_the_presets():
 def test_own_keys_of_a_preset_beat_the_data_sets_of_its_base():
     tuned, alone = (preset_values(name)["datasets"]["ml-1m"] for name in ("tuned", "user_id_only"))
     assert tuned["prompt_decoder_items"] > 0 and "prompt_decoder_items" not in alone
-    assert alone["cf_start_recency"] == tuned["cf_start_recency"]
+    assert alone["cf_recency"] == tuned["cf_recency"]
 
 
 def test_a_preset_adds_to_the_data_sets_of_its_base():

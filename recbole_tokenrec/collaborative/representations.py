@@ -46,10 +46,11 @@ def build_collaborative(settings, config, dataset):
         "user_table": settings.cf_user_table,
         "item_offset": settings.cf_item_offset,
         "target_ratio": settings.cf_target_ratio,
+        "recency": settings.cf_recency,
         "target_recency": settings.cf_target_recency,
     }
     names = {"LightGCNSoftmax"} if settings.cf_loss == "softmax_cosine" else {settings.cf_model}
-    known = {"targets", "recency"}.union(overrides, *(known_keys(name) for name in names))
+    known = {"targets"}.union(overrides, *(known_keys(name) for name in names))
     for key in settings.cf_config or {}:
         if key not in known:
             raise ConfigError(f"cf_config: {settings.cf_model} has no key '{key}'{nearest(key, known)}")
@@ -72,9 +73,7 @@ def build_collaborative(settings, config, dataset):
         )
     members = []
     for kind in settings.cf_targets if model_class is LightGCNSoftmax else [None]:
-        recency = settings.cf_recency if kind == "all" else settings.cf_start_recency
-        asked = {"targets": kind, "recency": recency, **overrides}
-        sub_config = model_config(config, settings.cf_model, model_class, asked)
+        sub_config = model_config(config, settings.cf_model, model_class, {"targets": kind, **overrides})
         members.append(model_class(sub_config, dataset))
         members[-1].sub_config = sub_config
     return members[0] if len(members) == 1 else CollaborativeEnsemble(members)

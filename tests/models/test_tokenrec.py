@@ -333,22 +333,11 @@ def test_decoder_reads_the_latest_items_and_the_prompt_lists_those_before(build,
 @pytest.mark.unit
 @pytest.mark.parametrize("targets", ["next", "all", ["next", "all"]])
 def test_fold_in_of_the_whole_history_is_the_users_own_vector(build, targets):
-    _, model, *_ = build("TokenRec", **SMALL, cf_recency=0.7, cf_start_recency=0.7, cf_n_layers=3, cf_targets=targets)
+    _, model, *_ = build("TokenRec", **SMALL, cf_recency=0.7, cf_n_layers=3, cf_targets=targets)
     model.refresh_representations()
     everything = torch.ones(len(model.histories.items), dtype=torch.bool)
     own = model.tokenizer_inputs(model.user_vectors)
     torch.testing.assert_close(model.folded_in(everything)[1:], own[1:], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.unit
-def test_recency_of_each_collaborative_model_is_fixed_or_learnt_by_what_it_is_asked_for(build):
-    keys = {"cf_targets": ["next", "all", "random"], "cf_recency": 0.5, "cf_start_recency": 4.0}
-    _, model, *_ = build("TokenRec", **SMALL, **keys)
-    after, every, drawn = model.collaborative.members
-    assert every.recency == 0.5 and after.recency.item() == drawn.recency.item() == 4.0
-    assert after.recency.requires_grad and drawn.recency.requires_grad
-    _, model, *_ = build("TokenRec", **SMALL, **keys, cf_config={"recency": 1.5})
-    assert {float(torch.as_tensor(member.recency).detach()) for member in model.collaborative.members} == {1.5}
 
 
 @pytest.mark.unit
