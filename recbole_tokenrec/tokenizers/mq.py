@@ -293,7 +293,7 @@ def k_means(parts: Sequence[torch.Tensor], size: int, seed: int) -> torch.Tensor
     at_once = torch.get_num_threads()
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # rows that differ by rounding only share a centre
-        with ThreadPoolExecutor(at_once, initializer=threadpool_limits, initargs=(1, "openmp")) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             labels = pool.map(lambda part, way: _clusters(part, size, seed + way), parts, range(len(parts)))
             return torch.stack(list(labels))
 
@@ -303,7 +303,8 @@ def _clusters(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     clusters = min(size, len(distinct))
     method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
     fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++")
-    labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
+    with threadpool_limits(1, "openmp"):  # a limit of the caller's thread is none of this one's
+        labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
     return torch.from_numpy(labels).long().to(rows.device)[places]
 
 
