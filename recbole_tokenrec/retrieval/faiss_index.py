@@ -40,7 +40,7 @@ class FaissIndex(ItemIndex):
         links: of each item in the HNSW graph (M); more: better recall, more memory.
         ef_construction: candidates that are looked at to link an item; more: better recall, slower to build.
         ef_search: candidates that a search of the graph holds at least (at least as many as are asked for); more:
-            better recall, slower. 1024 is for a million items of 512 dimensions; 512 does for a tenth of them.
+            better recall, slower. 512 is for a million items; a tenth of them are found as well with 256.
         cells: 0 takes sqrt(n) for ``ivf`` and 4 sqrt(n) for ``ivf_pq``, at most 4096: training them is the dear part of
             a large index.
         nprobe: cells that a search looks into; 0 takes a sixteenth of them.
@@ -48,7 +48,7 @@ class FaissIndex(ItemIndex):
     """
 
     def __init__(
-        self, vectors, kind: str = "hnsw", links: int = 32, ef_construction: int = 80, ef_search: int = 1024,
+        self, vectors, kind: str = "hnsw", links: int = 32, ef_construction: int = 80, ef_search: int = 512,
         cells: int = 0, nprobe: int = 0, pq_bytes: int = 32,
     ):  # fmt: skip
         super().__init__(vectors)
@@ -129,7 +129,7 @@ class FaissIndex(ItemIndex):
         import_faiss().write_index(self.index, str(path))
 
     @classmethod
-    def load(cls, path, ef_search: int = 1024) -> FaissIndex:
+    def load(cls, path, ef_search: int = 512) -> FaissIndex:
         """Read a file that :meth:`save` wrote.
 
         Raises:
