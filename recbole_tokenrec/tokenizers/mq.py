@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -291,21 +292,19 @@ def k_means(parts: Sequence[torch.Tensor], size: int, seed: int) -> torch.Tensor
     each other in a loop, which takes several times as long as soon as another process is on one of the cores.
     """
     at_once = torch.get_num_threads()
-    with warnings.catch_warnings(), threadpool_limits(1):
+    distinct, places = zip(*(torch.unique(part, dim=0, return_inverse=True) for part in parts))
+    rows = [part.double().cpu().numpy() for part in distinct]  # of floats it would convert some for each centre
+    with warnings.catch_warnings(), threadpool_limits(1), ThreadPoolExecutor(at_once) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)  # rows that differ by rounding only share a centre
-        with ThreadPoolExecutor(at_once) as pool:
-            labels = pool.map(lambda part, way: _clusters(part, size, seed + way), parts, range(len(parts)))
-            return torch.stack(list(labels))
+        labels = list(pool.map(lambda part, way: _clusters(part, size, seed + way), rows, range(len(rows))))
+    return torch.stack([torch.from_numpy(one).long().to(at.device)[at] for one, at in zip(labels, places)])
 
 
-def _clusters(rows: torch.Tensor, size: int, seed: int) -> torch.Tensor:
-    distinct, places = torch.unique(rows, dim=0, return_inverse=True)
-    clusters = min(size, len(distinct))
-    method = MiniBatchKMeans if len(distinct) > _MINI_BATCH_ABOVE else KMeans
-    fitted = method(clusters, n_init=1, max_iter=20, random_state=seed, init="k-means++")
+def _clusters(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
+    method = MiniBatchKMeans if len(rows) > _MINI_BATCH_ABOVE else KMeans
+    fitted = method(min(size, len(rows)), n_init=1, max_iter=20, random_state=seed, init="k-means++")
     with threadpool_limits(1, "openmp"):  # a limit of the caller's thread is none of this one's
-        labels = fitted.fit(distinct.double().cpu().numpy()).labels_  # of floats it would convert some for each centre
-    return torch.from_numpy(labels).long().to(rows.device)[places]
+        return fitted.fit(rows).labels_
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
