@@ -48,7 +48,7 @@ class FaissIndex(ItemIndex):
     """
 
     def __init__(
-        self, vectors, kind: str = "hnsw", links: int = 32, ef_construction: int = 80, ef_search: int = 512,
+        self, vectors, kind: str = "hnsw", links: int = 32, ef_construction: int = 160, ef_search: int = 512,
         cells: int = 0, nprobe: int = 0, pq_bytes: int = 32,
     ):  # fmt: skip
         super().__init__(vectors)
