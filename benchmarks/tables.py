@@ -193,7 +193,6 @@ TABLES = {
     "scaling": ("performance/scaling", scaling),
     "hardness": ("performance/retrieval", hardness),
     "retrieval": ("performance/retrieval", retrieval),
-    "retrieval-million": ("performance/retrieval-million", retrieval),
     "retrieval-large": ("performance/retrieval-large", retrieval),
     "tokenize": ("performance/catalogue-tokenize", tokenize),
     "memory": ("performance/catalogue-memory", memory),
