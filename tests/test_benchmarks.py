@@ -17,6 +17,7 @@ from benchmarks.reference import DECODER_TOKENS, PROMPT_TOKENS, Reference
 from benchmarks.retrieval import hardness, local_dimension, synthetic_items
 from benchmarks.scaling import fits
 from benchmarks.subset import drawn
+from benchmarks.templates import user_vectors
 from benchmarks.workload import TOKEN_PROMPT, untrained
 from recbole_tokenrec.retrieval import ExactIndex
 
@@ -55,6 +56,19 @@ def test_the_reference_mode_learns_the_pairs_it_is_given(model):
     assert any("encoder" in name for name in changed) and any("projection" in name for name in changed)
     own = model.llm.state_dict()
     assert all(torch.equal(own[name], value) for name, value in before.items())  # a copy was trained
+
+
+@pytest.mark.recipe
+def test_each_template_is_asked_as_the_model_itself_would_ask_it(model):
+    found = user_vectors(model)
+    assert len(found) == model.prompts.num_templates + 1
+    users = torch.arange(model.n_users)
+    for prompt, name in (("seen", "template 0"), ("unseen", "template 10 (unseen)")):
+        model.settings.prompt = prompt
+        torch.testing.assert_close(found[name], F.normalize(model.encode_users(users), dim=-1))
+    assert not torch.allclose(found["template 0"], found["template 10 (unseen)"])
+    seen = [found[f"template {number}"] for number in range(10)]
+    torch.testing.assert_close(found["mean of the seen"], sum(seen) / 10)
 
 
 @pytest.mark.unit
