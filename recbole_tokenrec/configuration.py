@@ -27,7 +27,7 @@ from recbole.utils.argument_list import (
 from recbole_tokenrec.commonkeys import check_common
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.paths import properties_dir
-from recbole_tokenrec.registry import MODELS, known_models
+from recbole_tokenrec.registry import MODELS, check_own_keys, known_models
 from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
 
 # RecBole reads these, but no YAML of its own names them.
@@ -56,7 +56,7 @@ def make_config(
         known: keys that are no mistake; by default those that this model reads.
 
     Raises:
-        ConfigError: unknown model or key, file that cannot be read.
+        ConfigError: unknown model or key, value that the model could not use, file that cannot be read.
     """
     if not dataset or Path(dataset).name != dataset:
         raise ConfigError(f"dataset: {dataset!r} is not allowed; allowed: a name, without a path (see data_path)")
@@ -88,6 +88,7 @@ def make_config(
         except (ValueError, KeyError, NotImplementedError, TypeError) as error:
             raise ConfigError(f"model '{model}': {error}") from error
     check_common(config)
+    check_own_keys(config)
     return config
 
 

@@ -37,7 +37,6 @@ from recbole_tokenrec.llm.backbone import load_backbone, scratch_presets, weight
 from recbole_tokenrec.measure import Cost, machine
 from recbole_tokenrec.ranks import with_ranks
 from recbole_tokenrec.registry import MODELS
-from recbole_tokenrec.settings import read_settings
 from recbole_tokenrec.sources import code_digest
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.progress import resume_options
@@ -74,9 +73,7 @@ def run_models(
     configs = []
     for name in models:
         own = {**(overrides or {}), **({"preset": preset} if preset and name == "TokenRec" else {})}
-        configs.append(make_config(name, dataset, config_files, own, known))
-        if name == "TokenRec":
-            read_settings(configs[-1])  # a wrong value stops before anything is trained
+        configs.append(make_config(name, dataset, config_files, own, known))  # a wrong value stops before any training
     check_backbones(configs[1:])
     resume, _ = resume_options(configs[0])
     for folder in {config["checkpoint_dir"] for config in configs}:

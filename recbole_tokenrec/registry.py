@@ -39,6 +39,8 @@ from recbole_tokenrec.paths import properties_dir
 class ModelEntry(NamedTuple):
     """Where a model's class and trainer are (``module`` holds a class of the model's name), and its YAML.
 
+    The class has ``check_config(config)``, which raises a ``ConfigError`` for what it would not take.
+
     ``trainer`` is "module:Class", or None for RecBole's ``Trainer``; ``yaml`` is relative to ``properties/``;
     ``presets`` says whether ``preset`` is one of the model's keys.
     """
@@ -110,6 +112,13 @@ def preset_values(name: str, loader=yaml.SafeLoader) -> dict:
     }
     entries.update({dataset: {**entries.get(dataset, {}), **entry} for dataset, entry in own.items()})
     return {**below, **values, "datasets": entries}
+
+
+def check_own_keys(config) -> None:
+    """Raise a ``ConfigError`` if the model of ``config`` is ours and would not take it; no data are needed to know."""
+    name = config["model"]
+    if name in MODELS:
+        getattr(importlib.import_module(MODELS[name].module), name).check_config(config)
 
 
 def known_models() -> list[str]:

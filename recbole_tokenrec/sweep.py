@@ -20,7 +20,7 @@ from recbole_tokenrec.configuration import known_keys, make_config, merged
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, OutputError, TokenRecError, TrainingError
 from recbole_tokenrec.files import exclusive
 from recbole_tokenrec.pipeline import plain, run_models, write_json
-from recbole_tokenrec.settings import read_settings, reject_unknown
+from recbole_tokenrec.settings import reject_unknown
 from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # after which a trial is given up
@@ -293,8 +293,6 @@ def _check(sweep: Sweep) -> bool:
         values = {key: entry[min(place, len(entry) - 1)] for key, entry in ends.items()}
         keys = {**sweep.overrides, **values, **({"preset": sweep.preset} if sweep.preset else {})}
         config = make_config(sweep.model, sweep.dataset, sweep.config_files, keys)
-        if sweep.model == "TokenRec":
-            read_settings(config)
     return bool(config["valid_metric_bigger"])
 
 

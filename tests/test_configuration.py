@@ -2,8 +2,10 @@
 
 import pytest
 
+from recbole_tokenrec import pipeline
 from recbole_tokenrec.configuration import NO_MATTER, known_keys, make_config, parse_value
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.registry import MODELS
 
 pytestmark = pytest.mark.unit
 QUIET = {"state": "ERROR"}
@@ -90,6 +92,21 @@ def test_mistakes(model, keys, text):
         make_config(model, "ml-100k", (), {**QUIET, **keys})
 
 
+OUT_OF_RANGE = {
+    "TokenRec": "mq_beta", "LightGCNSoftmax": "temperature", "GTN": "lambda2", "LTGNN": "alpha",
+    "SASRecCE": "MAX_ITEM_LIST_LENGTH", "BERT4RecCE": "n_heads", "S3RecCE": "mip_weight", "RecencyEASE": "recency",
+    "P5": "prompts_per_sample", "CID": "cid_clusters", "POD": "prompt_length", "CoLLM": "yes_no_share",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_a_model_would_not_take_is_known_before_any_training(model, toy_data, monkeypatch):
+    monkeypatch.setattr(pipeline, "run_model", lambda config: pytest.fail(f"{config['model']} was trained"))
+    keys = {"data_path": str(toy_data), OUT_OF_RANGE[model]: -1}
+    with pytest.raises(ConfigError, match=f"^{OUT_OF_RANGE[model]}: -1(.0)? is not allowed; allowed: "):
+        pipeline.run_models(["Pop", model], "toy", (), keys)
+
+
 @pytest.mark.parametrize(
     ("content", "text"), [("a: [1", "is not YAML"), ("- 1\n", "must hold keys and values"), (None, "cannot be read")]
 )
@@ -109,7 +126,8 @@ def test_values_are_read_as_recbole_reads_them():
 def test_no_value_is_evaluated(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hostile.yaml").write_text(f"cf_model: \"{text}\"\n")
-    config = make_config("TokenRec", "ml-100k", ["hostile.yaml"], {"llm_backbone": text})
+    keys = {"preset": "paper", "llm_backbone": text}  # where cf_model is what the user says
+    config = make_config("TokenRec", "ml-100k", ["hostile.yaml"], keys)
     assert config["cf_model"] == config["llm_backbone"] == text and not (tmp_path / "ran").exists()
 
 

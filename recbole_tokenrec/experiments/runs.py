@@ -21,7 +21,6 @@ from recbole_tokenrec.llm.backbone import weights_digest
 from recbole_tokenrec.pipeline import check_backbones, need_folder, plain, run_model, versions, write_json
 from recbole_tokenrec.ranks import need_ranks, with_ranks
 from recbole_tokenrec.registry import MODELS
-from recbole_tokenrec.settings import read_settings
 
 
 class Run(NamedTuple):
@@ -75,8 +74,6 @@ class Bench(NamedTuple):
         known = known_keys(run.model).union(*map(known_keys, MODELS))
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
         need_ranks(config, self.reported)
-        if run.model == "TokenRec":
-            read_settings(config)
         return config
 
 

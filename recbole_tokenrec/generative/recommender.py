@@ -58,18 +58,24 @@ RULES: dict[str, Rule] = {
 class GenerativeRecommender(GeneralRecommender):
     """Args:
         texts: every text of the model's prompts besides IDs.
-        rules: of the model's own keys, checked with the common ones.
 
     Attributes:
+        rules: of the model's keys, the common ones and its own.
         item_names: (n_items,) the IDs as text.
         trie: of all IDs, each ended by EOS; no buffer, as the names determine it.
     """
 
     input_type = InputType.PAIRWISE
+    rules = RULES
 
-    def __init__(self, config, dataset, texts: list[str], rules: dict[str, Rule]):
+    @classmethod
+    def check_config(cls, config) -> None:
+        """Raise a ``ConfigError`` for the first key whose value does not fit its rule."""
+        check_keys(config, cls.rules)
+
+    def __init__(self, config, dataset, texts: list[str]):
         super().__init__(config, dataset)
-        check_keys(config, {**RULES, **rules})
+        self.check_config(config)
         self.max_history, self.eval_users = config["max_history"], config["eval_users"]
         self.targets_per_prompt, self.share_prompts = config["targets_per_prompt"], config["share_prompts"]
         self.num_beams = beams_needed(config)

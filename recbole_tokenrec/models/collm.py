@@ -29,7 +29,7 @@ from recbole_tokenrec.collaborative.representations import model_config, represe
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.errors import BackboneError, TrainingError
 from recbole_tokenrec.generative.options import Rule, flag, number, positive, whole
-from recbole_tokenrec.generative.recommender import GenerativeRecommender
+from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS
 from recbole_tokenrec.generative.words import Prompt, PromptBatch, fill
 
@@ -65,10 +65,12 @@ class CoLLM(GenerativeRecommender):
         ConfigError: a key of properties/model/CoLLM.yaml has a wrong value.
     """
 
+    rules = {**RULES, **_RULES}
+
     def __init__(self, config, dataset):
         blank = {"user": "user", "items": "", "target": ""}
         texts = [ENTITY_WORDS, NEXT_ITEM.format(**blank), YES_OR_NO.format(**blank)]
-        super().__init__(config, dataset, texts, _RULES)
+        super().__init__(config, dataset, texts)
         self.config = config
         self.yes_no_weight, self.yes_no_share = config["yes_no_weight"], config["yes_no_share"]
         self.tune_backbone = config["tune_backbone"]

@@ -176,9 +176,26 @@ class GTN(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
+    @staticmethod
+    def check_config(config) -> None:
+        """Raise a ``ConfigError`` for the first key that is out of its range."""
+        rules = {
+            "embedding_size": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
+            "n_layers": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
+            "lambda2": (lambda v: v > 0, "a number above 0"),
+            "beta": (lambda v: 0 < v <= 0.5, "in (0, 0.5], or the iteration may diverge"),
+            "gamma": (lambda v: 0 < v < 2, "in (0, 2), or the iteration may diverge"),
+            "prop_dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
+            "reg_weight": (lambda v: v >= 0, "a number of at least 0"),
+        }
+        for key, (holds, allowed) in rules.items():
+            value = config[key]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+                raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        _check(config)
+        self.check_config(config)
         self.reg_weight = config["reg_weight"]
         self.user_embedding = nn.Embedding(self.n_users, config["embedding_size"])
         self.item_embedding = nn.Embedding(self.n_items, config["embedding_size"])
@@ -235,19 +252,3 @@ class GTN(GeneralRecommender):
 def _tensor(array, device):
     kind = np.int64 if array.dtype.kind == "i" else np.float32
     return torch.from_numpy(array.astype(kind)).to(device)
-
-
-def _check(config):
-    rules = {
-        "embedding_size": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
-        "n_layers": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
-        "lambda2": (lambda v: v > 0, "a number above 0"),
-        "beta": (lambda v: 0 < v <= 0.5, "in (0, 0.5], or the iteration may diverge"),
-        "gamma": (lambda v: 0 < v < 2, "in (0, 2), or the iteration may diverge"),
-        "prop_dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
-        "reg_weight": (lambda v: v >= 0, "a number of at least 0"),
-    }
-    for key, (holds, allowed) in rules.items():
-        value = config[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
-            raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")

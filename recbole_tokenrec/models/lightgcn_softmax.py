@@ -65,9 +65,34 @@ class LightGCNSoftmax(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
+    @staticmethod
+    def check_config(config) -> None:
+        """Raise a ``ConfigError`` for the first key that is out of its range."""
+        rules = {
+            "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
+            "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
+            "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
+            "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
+            "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
+            "targets": (lambda v: v in ("all", "next", "random"), "one of all, next, random"),
+            "target_ratio": (
+                lambda v: isinstance(v, (list, tuple)) and are_shares(v),
+                "two shares [low, high] within (0, 1)",
+            ),
+            "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
+            "target_recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
+        }
+        for key, (holds, allowed) in rules.items():
+            if isinstance(config[key], bool) or not holds(config[key]):
+                raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {allowed}")
+        if config["targets"] != "all" and (config["user_table"] or config["n_layers"] == 0):
+            raise ConfigError(f"targets: '{config['targets']}' needs user_table: false and n_layers of at least 1")
+        if config["n_layers"] == 0 and not config["user_table"]:
+            raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        _check(config)
+        self.check_config(config)
         self.dim = config["embedding_size"]
         self.n_layers = config["n_layers"]
         self.temperature = config["temperature"]
@@ -253,28 +278,3 @@ class LightGCNSoftmax(GeneralRecommender):
         """Cosine with all items, flat: (B * n_items,)."""
         users, items = self._vectors()
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
-
-
-def _check(config) -> None:
-    """Raise a ConfigError for the first key that is out of range."""
-    rules = {
-        "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
-        "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
-        "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
-        "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
-        "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
-        "targets": (lambda v: v in ("all", "next", "random"), "one of all, next, random"),
-        "target_ratio": (
-            lambda v: isinstance(v, (list, tuple)) and are_shares(v),
-            "two shares [low, high] within (0, 1)",
-        ),
-        "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
-        "target_recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
-    }
-    for key, (holds, allowed) in rules.items():
-        if isinstance(config[key], bool) or not holds(config[key]):
-            raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {allowed}")
-    if config["targets"] != "all" and (config["user_table"] or config["n_layers"] == 0):
-        raise ConfigError(f"targets: '{config['targets']}' needs user_table: false and n_layers of at least 1")
-    if config["n_layers"] == 0 and not config["user_table"]:
-        raise ConfigError("n_layers: 0 leaves users without a representation; set user_table: true")

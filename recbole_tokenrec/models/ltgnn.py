@@ -149,9 +149,26 @@ class LTGNN(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
+    @staticmethod
+    def check_config(config) -> None:
+        """Raise a ``ConfigError`` for the first key that is out of its range."""
+        rules = {
+            "embedding_size": (int, lambda v: v > 0, "an integer above 0"),
+            "alpha": (float, lambda v: 0 < v < 1, "in (0, 1)"),
+            "num_neighbors": (int, lambda v: v == -1 or v > 0, "an integer above 0, or -1 for all neighbours"),
+            "eval_layers": (int, lambda v: v > 0, "an integer above 0"),
+            "output_correction": (float, lambda v: 0 <= v < 1, "in [0, 1)"),
+            "reg_weight": (float, lambda v: v >= 0, "a number of at least 0"),
+        }
+        for key, (kind, holds, allowed) in rules.items():
+            value = config[key]
+            numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not numeric or not holds(value):
+                raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        _check(config)
+        self.check_config(config)
         self.alpha = config["alpha"]
         self.num_neighbors = config["num_neighbors"]
         self.eval_layers = config["eval_layers"]
@@ -239,19 +256,3 @@ class LTGNN(GeneralRecommender):
             self.restore_user_e, self.restore_item_e = self.forward()
         scores = self.restore_user_e[interaction[self.USER_ID]] @ self.restore_item_e.T  # (B, n_items)
         return scores.view(-1)
-
-
-def _check(config):
-    rules = {
-        "embedding_size": (int, lambda v: v > 0, "an integer above 0"),
-        "alpha": (float, lambda v: 0 < v < 1, "in (0, 1)"),
-        "num_neighbors": (int, lambda v: v == -1 or v > 0, "an integer above 0, or -1 for all neighbours"),
-        "eval_layers": (int, lambda v: v > 0, "an integer above 0"),
-        "output_correction": (float, lambda v: 0 <= v < 1, "in [0, 1)"),
-        "reg_weight": (float, lambda v: v >= 0, "a number of at least 0"),
-    }
-    for key, (kind, holds, allowed) in rules.items():
-        value = config[key]
-        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not numeric or not holds(value):
-            raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")

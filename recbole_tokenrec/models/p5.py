@@ -21,7 +21,7 @@ import torch
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.generative.options import Rule, choice, whole
-from recbole_tokenrec.generative.recommender import GenerativeRecommender
+from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
 from recbole_tokenrec.generative.templates import NUM_SEEN, SEQUENTIAL, STRAIGHTFORWARD, TEMPLATES, all_texts
 from recbole_tokenrec.generative.words import PromptBatch, fill
 
@@ -44,8 +44,10 @@ class P5(GenerativeRecommender):
         ConfigError: a key of properties/model/P5.yaml has a wrong value.
     """
 
+    rules = {**RULES, **_RULES}
+
     def __init__(self, config, dataset):
-        super().__init__(config, dataset, all_texts(), _RULES)
+        super().__init__(config, dataset, all_texts())
         self.tasks, self.prompts_per_sample = list(config["tasks"]), config["prompts_per_sample"]
         self.evaluation_template = NUM_SEEN if config["prompt"] == "unseen" else 0
         self.whole_word = self.whole_word_table()
@@ -102,8 +104,9 @@ class CID(P5):
         ConfigError: ``item_indexing`` or ``tasks`` say otherwise; that is P5.
     """
 
-    def __init__(self, config, dataset):
+    @classmethod
+    def check_config(cls, config) -> None:
         for key, only in (("item_indexing", "cid"), ("tasks", [SEQUENTIAL])):
             if config[key] != only:
                 raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {only} (for others take P5)")
-        super().__init__(config, dataset)
+        super().check_config(config)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from recbole_tokenrec.generative.options import Rule, flag, whole
-from recbole_tokenrec.generative.recommender import GenerativeRecommender
+from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS, SEQUENTIAL, TEMPLATES
 from recbole_tokenrec.generative.words import PromptBatch, fill
 
@@ -52,10 +52,12 @@ class POD(GenerativeRecommender):
         ConfigError: a key of properties/model/POD.yaml has a wrong value.
     """
 
+    rules = {**RULES, **_RULES}
+
     def __init__(self, config, dataset):
         slots = {"user": "user_", "items": "item_"}
         texts = [wording.format(**slots) for task in TASKS for wording in WORDINGS[task]]
-        super().__init__(config, dataset, [ENTITY_WORDS, *texts], _RULES)
+        super().__init__(config, dataset, [ENTITY_WORDS, *texts])
         self.prompt_length, self.num_candidates = config["prompt_length"], config["num_candidates"]
         self.constrained = config["constrained"]
         width = self.backbone.config.d_model

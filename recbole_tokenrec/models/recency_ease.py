@@ -36,11 +36,16 @@ class RecencyEASE(GeneralRecommender):
     input_type = InputType.POINTWISE
     type = ModelType.TRADITIONAL
 
+    @staticmethod
+    def check_config(config) -> None:
+        """Raise a ``ConfigError`` for the first key that is out of its range."""
+        for key, least in (("reg_weight", 1e-12), ("recency", 0.0)):
+            if isinstance(config[key], bool) or not isinstance(config[key], (int, float)) or config[key] < least:
+                raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: float >= {least:g}")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        for key, least in (("reg_weight", 1e-12), ("recency", 0.0)):
-            if not isinstance(config[key], (int, float)) or config[key] < least:
-                raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: float >= {least:g}")
+        self.check_config(config)
         self.recency = config["recency"]
         self._read(histories := Histories.from_dataset(dataset))
         rows, items = histories.rows().numpy(), histories.items.numpy()

@@ -70,6 +70,13 @@ class S3RecCE(SASRecCE):
 
     extra_items = 1
 
+    @classmethod
+    def check_config(cls, config) -> None:
+        """Also raise a ``ConfigError`` for the first key of the pre-training that is out of its range."""
+        super().check_config(config)
+        for key, option in _OPTIONS.items():
+            check(key, config[key], option)
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         for key, option in _OPTIONS.items():

@@ -42,13 +42,19 @@ class SequenceModel(GeneralRecommender):
     extra_items = 0  # rows of the item table beyond the items: a mask token
     window_overlap = 0  # items that a training window shares with the one before
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    @classmethod
+    def check_config(cls, config) -> None:
+        """Raise a ``ConfigError`` for a width that the heads do not divide, or a window without a next item."""
         size, longest = config["hidden_size"], config["MAX_ITEM_LIST_LENGTH"]
         if size % config["n_heads"]:
             raise ConfigError(f"n_heads: {config['n_heads']} is not allowed; allowed: divisors of hidden_size ({size})")
         if not isinstance(longest, int) or longest < 2:
             raise ConfigError(f"MAX_ITEM_LIST_LENGTH: {longest!r} is not allowed; allowed: int in [2, inf)")
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.check_config(config)
+        size, longest = config["hidden_size"], config["MAX_ITEM_LIST_LENGTH"]
         self.max_length = longest
         self.histories = Histories.from_dataset(dataset)
         self.item_embedding = nn.Embedding(self.n_items + self.extra_items, size, padding_idx=0)

@@ -70,6 +70,7 @@ class TokenRec(GeneralRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    check_config = staticmethod(read_settings)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
