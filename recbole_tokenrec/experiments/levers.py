@@ -30,7 +30,7 @@ VALUES = {
     "mq_kmeans_init": (True, False),
     "mq_skip": (True, False),
     "mq_revive_dead": (False, True),
-    "llm_backbone": ("t5-scratch-tiny", "t5-scratch-mini", "t5-scratch-small"),
+    "llm_backbone": ("t5-scratch-tiny", "t5-scratch-mini"),
     "llm_temperature": (0.07, 0.12, 0.2),
     "llm_dropout": (0.0, 0.1, 0.3),
     "llm_item_dropout": (0.0, 0.15, 0.3),
