@@ -114,15 +114,7 @@ def report(records: list[dict], with_order: bool) -> Report:
         _table("Validation", figures, "valid"),
         _table("Test", figures, "test"),
         *quoted_table,
-        Table(
-            "TokenRec against its rivals, NDCG@20, validation and test together",
-            ["TokenRec row", "rival", "ratio", "95 % interval of the difference", "p", "test alone (p)"],
-            [
-                [c["row"], f"{c['rival']} ({c['role']})", f"{c['ratio']:.3f}", f"{c['low']:+.4f} … {c['high']:+.4f}",
-                 f"{c['p']:.2g}", _ratio(c["test"])]
-                for c in comparisons
-            ],
-        ),
+        *_rivals_table(comparisons),
         *_every_table(every),
         Table(
             "Cost",
@@ -231,6 +223,17 @@ def _compared(entries: dict, label: str, rival: str, per_user=ndcg_per_user) -> 
 
 def _ratio(compared: dict) -> str:
     return f"{compared['ratio']:.3f} ({compared['p']:.2g})"
+
+
+def _rivals_table(comparisons: list[dict]) -> list[Table]:
+    title = "TokenRec against its rivals, NDCG@20, validation and test together"
+    headers = ["TokenRec row", "rival", "ratio", "95 % interval of the difference", "p", "test alone (p)"]
+    rows = [
+        [c["row"], f"{c['rival']} ({c['role']})", f"{c['ratio']:.3f}", f"{c['low']:+.4f} … {c['high']:+.4f}",
+         f"{c['p']:.2g}", _ratio(c["test"])]
+        for c in comparisons
+    ]  # fmt: skip
+    return [Table(title, headers, rows)] if rows else []
 
 
 def _every_table(every: list[dict]) -> list[Table]:

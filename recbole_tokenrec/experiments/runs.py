@@ -58,6 +58,8 @@ class Bench(NamedTuple):
     def config(self, run: Run, seed: int):
         """RecBole's ``Config`` of one training: the row's keys, and the user's for all rows.
 
+        What was killed in the middle of a training goes on there, unless the user says ``resume: false``.
+
         Raises:
             ConfigError: a key that no model of RecBole's or ours has, a wrong value, or a key that makes the row what
                 it is.
@@ -70,7 +72,7 @@ class Bench(NamedTuple):
                     f"{key}: {given[key]!r} was set for every row, but row '{run.label}' is what it is by "
                     f"{key}: {value!r}; leave the key out, or the row"
                 )
-        keys = {**self.overrides, **own, "seed": seed}
+        keys = {"resume": given.get("resume", True), **self.overrides, **own, "seed": seed}
         known = known_keys(run.model).union(*map(known_keys, MODELS))
         config = make_config(run.model, self.dataset, self.config_files, keys, known)
         need_ranks(config, self.reported)

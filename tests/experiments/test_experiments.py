@@ -337,6 +337,16 @@ def test_keys_of_a_file_count_as_those_of_the_command_line(tmp_path):
     assert config["mq_masking_ratio"] == 0.55 and config["cf_loss"] == "own" and config["seed"] == 2021
 
 
+@pytest.mark.unit
+def test_a_training_that_was_killed_goes_on_unless_the_user_does_not_want_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("resume: false\n")
+    run, quiet = Run("BPR", "BPR"), {"state": "ERROR"}
+    assert Bench("ml-100k", tmp_path, (2020,), (), quiet).config(run, 2020)["resume"] is True
+    assert Bench("ml-100k", tmp_path, (2020,), (str(file),), quiet).config(run, 2020)["resume"] is False
+    assert Bench("ml-100k", tmp_path, (2020,), (), {**quiet, "resume": False}).config(run, 2020)["resume"] is False
+
+
 @pytest.mark.recipe
 def test_seed_and_preset_of_a_file_count_and_the_page_prints_a_command_that_makes_it(experiment, tmp_path, monkeypatch):
     file = tmp_path / "mine.yaml"

@@ -145,6 +145,11 @@ def test_the_page_speaks_of_those_rows_only_that_it_has(records, rows, told):
     assert told in page and ("order-blind row" in page) == ("TokenRec (order-blind)" in rows)
 
 
+def test_a_page_without_tokenrec_compares_nothing(records):
+    page = markdown(report([r for r in records if not r["label"].startswith("TokenRec")], True), "command")
+    assert "## Test" in page and "## Cost" in page and "rivals" not in page and "How many times" not in page
+
+
 def _over(label, other, records):
     """Ratio of two rows' mean NDCG@20 over seeds and splits."""
     means = [
