@@ -178,7 +178,7 @@ def run_model(config) -> Trained:
             data = describe_data(config, dataset, train_data)
             resumable = ResumableTraining(trainer, train_data, f"{identity}-{data['fingerprint']}")
             with _told_of_recbole(name, "RecBole cannot train it on these data and settings"):
-                curve = _fit_quietly(trainer, train_data, valid_data, config)
+                curve = _fit_quietly(trainer, train_data, valid_data, config, resumable)
     ranks = {}
     with Cost() as evaluation, _told_of_recbole(name, "RecBole cannot evaluate it on these data and settings"):
         test, ranks["test"] = _evaluate(trainer, test_data, load_best_model=True)
@@ -196,10 +196,13 @@ def run_model(config) -> Trained:
         "seconds": {
             "data": loading.seconds,
             "build": building.seconds,
-            "train": training.seconds,
+            "train": training.seconds + (resumable.seconds if resumable else 0),
             "evaluation": evaluation.seconds,
         },
-        "cpu_seconds": {"train": training.cpu_seconds, "evaluation": evaluation.cpu_seconds},
+        "cpu_seconds": {
+            "train": training.cpu_seconds + (resumable.cpu_seconds if resumable else 0),
+            "evaluation": evaluation.cpu_seconds,
+        },
         "curve": curve,
         "peak_rss_mb": max(cost.peak_rss_mb for cost in (loading, building, training, evaluation)),
         "checkpoint": os.path.abspath(trainer.saved_model_file),
@@ -249,14 +252,15 @@ def _evaluate(trainer, data, load_best_model: bool) -> tuple[dict, list[int]]:
     return with_ranks(trainer, data, evaluate) if isinstance(data, FullSortEvalDataLoader) else (evaluate(data), [])
 
 
-def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
+def _fit_quietly(trainer, train_data, valid_data, config, resumable: ResumableTraining) -> dict:
     """RecBole's ``fit`` with one bar over its epochs instead of two lines for each.
 
     Returns:
         The learning curve: ``{"loss": [of each epoch], "valid": [{"epoch", "cpu_seconds", "score"} of each
-        validation]}``. Seconds are the processor's since training began, validations included.
+        validation]}``. Seconds are the processor's since training began, validations included, those of processes
+        that were killed, too.
     """
-    began, validations = time.process_time(), []
+    began = time.process_time() - resumable.cpu_seconds
     with tqdm(
         total=trainer.epochs,
         initial=trainer.start_epoch,
@@ -268,12 +272,12 @@ def _fit_quietly(trainer, train_data, valid_data, config) -> dict:
 
         def step(epoch, score):
             spent = time.process_time() - began
-            validations.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
+            resumable.valid.append({"epoch": epoch + 1, "cpu_seconds": spent, "score": float(score)})
             bar.set_postfix(valid=f"{score:.4f}", refresh=False)
             bar.update(epoch + 1 - bar.n)
 
         trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=False, callback_fn=step)
-    return {"loss": [float(loss) for loss in trainer.train_loss_dict.values()], "valid": validations}
+    return {"loss": resumable.all_losses(), "valid": resumable.valid}
 
 
 def start_logging(config) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ class ResumableTraining:
         trainer: a RecBole trainer that has not been fitted yet.
         train_data: its loader.
         identity: a hash of all that the result depends on: settings, data, versions.
+
+    Attributes:
+        seconds, cpu_seconds: spent on the training by processes before this one.
+        loss: of each epoch of theirs.
+        valid: whatever the caller notes of each validation, theirs first; it is kept with the state.
     """
 
     def __init__(self, trainer, train_data, identity: str):
@@ -39,6 +45,8 @@ class ResumableTraining:
         self.trainer, self.train_data, self.clock = trainer, train_data, Clock(every)
         self.path = Path(trainer.checkpoint_dir) / "resume" / f"{trainer.config['model']}-{identity}.pt"
         self._random, self._epoch_now = None, 0
+        self.seconds, self.cpu_seconds, self.loss, self.valid = 0.0, 0.0, [], []
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
         trainer._check_nan = self._check_finite
         if type(trainer).fit not in _LOOPS:
             return  # a loop of its own, e.g. with pre-training, whose state we do not know: it starts anew
@@ -84,7 +92,15 @@ class ResumableTraining:
             "optimizer": trainer.optimizer.state_dict(),
             "best_checkpoint": trainer.saved_model_file,
             "random": self._get_random(),
+            "seconds": self.seconds + time.perf_counter() - self._began,
+            "cpu_seconds": self.cpu_seconds + time.process_time() - self._cpu_began,
+            "loss": self.all_losses(),
+            "valid": self.valid,
         }
+
+    def all_losses(self) -> list[float]:
+        """Of each epoch so far."""
+        return self.loss + [float(loss) for loss in self.trainer.train_loss_dict.values()]
 
     def _take_up(self, payload: dict) -> None:
         trainer = self.trainer
@@ -106,6 +122,8 @@ class ResumableTraining:
         trainer.best_valid_score, trainer.best_valid_result = payload["best_valid_score"], payload["best_valid_result"]
         trainer.saved_model_file = payload["best_checkpoint"]
         self._random = payload["random"]
+        self.seconds, self.cpu_seconds = payload["seconds"], payload["cpu_seconds"]
+        self.loss, self.valid = list(payload["loss"]), list(payload["valid"])
 
     def _get_random(self) -> dict:
         name, keys, *rest = np.random.get_state()

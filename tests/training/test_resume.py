@@ -99,6 +99,11 @@ def test_a_training_that_dies_twice_ends_as_an_uninterrupted_one(name, toy_data,
     again, rest = run(toy_data, name, tmp_path / "b" / "r.json", resume=True)
     assert rest < calls / 2
     same(again, expected)
+    curve, spent = again["curve"], [entry["cpu_seconds"] for entry in again["curve"]["valid"]]
+    assert curve["loss"] == expected["curve"]["loss"] and spent == sorted(spent)
+    for known, other in zip(curve["valid"], expected["curve"]["valid"], strict=True):
+        assert (known["epoch"], known["score"]) == (other["epoch"], other["score"])
+    assert spent[-1] <= again["cpu_seconds"]["train"]  # what the killed processes spent counts
 
 
 PAPER = {  # RecBole's negatives, its loader, one prompt an interaction
