@@ -200,6 +200,21 @@ def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(exper
         for label in ("unseen users", "the same users, trained on")
     )
     assert result["paired"]["difference"] == pytest.approx(unseen - same)
+    # all of the toy's users have as many items
+    assert result["figures"]["seen users of as many items"] == result["figures"]["seen users"]
+
+
+def test_seen_users_count_as_often_as_the_unseen_have_as_many_items():
+    from recbole_tokenrec.experiments.generalize import as_many_items
+
+    #         unseen ------  seen: 3 items -  4 items -  9 items
+    ranks = [1, 0, 0, 0, 0, 1, 0, 30, 0, 2, 0, 1]
+    items = np.array([3, 3, 3, 4, 7, 3, 3, 3, 3, 4, 4, 9])
+    unseen = np.arange(12) < 5
+    found = as_many_items(ranks, unseen, items)
+    assert found["hit@20"] == pytest.approx((3 * 1 / 4 + 1 * 1 / 2) / 4)  # nobody seen has 7, nobody unseen 9
+    assert found["ndcg@20"] == pytest.approx((3 * 1 / 4 + 1 * (1 / np.log2(3)) / 2) / 4)
+    assert np.isnan(as_many_items(ranks, unseen, np.where(unseen, 1, items))["hit@20"])
 
 
 @pytest.mark.recipe
