@@ -1,7 +1,7 @@
 """RecBole's own keys, checked before anything is read or written: RecBole would fail hours later, or not at all.
 
-The keys of TokenRec are in ``settings.py``; here are those that every model has. A key that is not set (None) is left
-to RecBole's default.
+What only some models have, each of ours checks by its ``options``; here is what every model has. A key that is not set
+(None) is left to RecBole's default.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from recbole.evaluator.register import metrics_dict
 from recbole.utils import EvaluatorType
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.options import Option, check, nearest
 from recbole_tokenrec.registry import MODELS
-from recbole_tokenrec.settings import Option, check, nearest
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam", "muon")
@@ -25,41 +25,28 @@ KNOW_MUON = ("SASRecCE", "BERT4RecCE", "S3RecCE")  # elsewhere RecBole would tak
 _AT_K = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 
 OPTIONS: dict[str, Option] = {
-    "seed": Option(int, "", 0, 2**32 - 1),
-    "epochs": Option(int, "", 1),
-    "train_batch_size": Option(int, "", 1),
-    "eval_batch_size": Option(int, "", 1),
-    "learning_rate": Option(float, "", 0, open_low=True),
-    "weight_decay": Option(float, "", 0),
-    "learner": Option(str, "", choices=_LEARNERS),
-    "eval_step": Option(int, "", 0),
-    "stopping_step": Option(int, "", 0),
-    "embedding_size": Option(int, "", 1),
-    "clip_grad_norm": Option(dict, ""),
-    "metric_decimal_place": Option(int, "", 0),
-    "use_gpu": Option(bool, ""),
-    "reproducibility": Option(bool, ""),
-    "show_progress": Option(bool, ""),
-    "worker": Option(int, "", 0),
-    "load_col": Option(dict, ""),
-    "field_separator": Option(str, ""),
-    "val_interval": Option(dict, ""),
+    "seed": Option(int, low=0, high=2**32 - 1),
+    "epochs": Option(int, "Most epochs.", 1),
+    "train_batch_size": Option(int, "Rows of a batch.", 1),
+    "eval_batch_size": Option(int, low=1),
+    "learning_rate": Option(float, "The optimizer's.", 0, open_low=True),
+    "weight_decay": Option(float, low=0),
+    "learner": Option(str, choices=_LEARNERS),
+    "eval_step": Option(int, "Epochs between two validations.", 0),
+    "stopping_step": Option(int, "Validations without a gain before training stops.", 0),
+    "embedding_size": Option(int, low=1),
+    "clip_grad_norm": Option(dict, "Arguments of torch's clip_grad_norm_."),
+    "train_neg_sample_args": Option(dict, "RecBole's sampler of negatives; empty draws none.", optional=True),
+    "metric_decimal_place": Option(int, low=0),
+    "use_gpu": Option(bool),
+    "reproducibility": Option(bool),
+    "show_progress": Option(bool),
+    "worker": Option(int, low=0),
+    "load_col": Option(dict),
+    "field_separator": Option(str),
+    "val_interval": Option(dict),
 }
 
-_SHARE = Option(float, "", 0, 1)
-_TRANSFORMER = {
-    **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), Option(int, "", 1)),
-    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), _SHARE),
-    **dict.fromkeys(("layer_norm_eps", "initializer_range"), Option(float, "", 0, open_low=True)),
-    "hidden_act": Option(str, "", choices=("gelu", "relu", "swish", "tanh", "sigmoid")),
-}
-# Of our models, what they do not check themselves.
-OF_MODELS: dict[str, dict[str, Option]] = {
-    "LightGCNSoftmax": {"precision": Option(str, "", choices=("auto", "fp32", "bf16"), optional=True)},
-    "SASRecCE": _TRANSFORMER,
-    "BERT4RecCE": {**_TRANSFORMER, "mask_ratio": _SHARE, "ft_ratio": _SHARE},
-    "S3RecCE": _TRANSFORMER,
-}
 # The keys within a key; RecBole does not read others, and says nothing.
 _PARTS = {
     "eval_args": ("split", "order", "group_by", "mode"),
@@ -76,10 +63,6 @@ def check_common(config) -> None:
     for key, option in OPTIONS.items():
         if config[key] is not None:
             check(key, config[key], option)
-    for key, option in OF_MODELS.get(config["model"], {}).items():
-        value = check(key, config[key], option)
-        if option.kind is int:  # 2.0 is 2
-            config[key] = value
     for key, parts in _PARTS.items():
         for part in config[key] or {}:
             if part not in parts:

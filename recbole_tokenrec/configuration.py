@@ -26,9 +26,10 @@ from recbole.utils.argument_list import (
 
 from recbole_tokenrec.commonkeys import check_common
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.options import nearest, reject_unknown
 from recbole_tokenrec.paths import properties_dir
 from recbole_tokenrec.registry import MODELS, check_own_keys, known_models
-from recbole_tokenrec.settings import OPTIONS, nearest, reject_unknown
+from recbole_tokenrec.settings import OPTIONS
 
 # RecBole reads these, but no YAML of its own names them.
 _UNLISTED = {

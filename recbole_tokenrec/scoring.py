@@ -23,8 +23,9 @@ from typing import NamedTuple
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, TokenRecError
 from recbole_tokenrec.files import exclusive, written_whole
 from recbole_tokenrec.measure import must_fit, peak_rss_mb, rss_mb
+from recbole_tokenrec.options import check
 from recbole_tokenrec.pipeline import write_json
-from recbole_tokenrec.settings import check
+from recbole_tokenrec.settings import OPTIONS
 from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # of workers, for each worker asked for
@@ -74,7 +75,7 @@ def score(
     from recbole_tokenrec.api.loading import find, least_gb
 
     _parquet()
-    budget = check("memory_budget_gb", memory_budget_gb)
+    budget = check("memory_budget_gb", memory_budget_gb, OPTIONS["memory_budget_gb"])
     users, starts, digest = _shards(users_file, shard_size)
     model = find(checkpoint)
     must_fit(model, budget, least_gb(model))

@@ -1,4 +1,4 @@
-"""TokenRec's configuration keys: what each means, which values it takes, and one check of all of them.
+"""TokenRec's configuration keys: what each means, which values it takes, and what they ask of one another.
 
 Values come from ``properties/model/TokenRec.yaml``, a preset and whatever the user sets; this table knows no
 defaults. ``read_settings`` turns a RecBole ``Config`` into a :class:`Settings` or raises a ``ConfigError`` that names
@@ -7,41 +7,13 @@ the key, the value and what is allowed. ``docs/configuration.md`` is written fro
 
 from __future__ import annotations
 
-import difflib
 import math
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.options import Option, check
 from recbole_tokenrec.registry import MODELS
 from recbole_tokenrec.training.steps import CF_EPOCHS, CF_STEPS, CF_VALIDATIONS, LLM_EPOCHS, LLM_STEPS
-
-
-class Option(NamedTuple):
-    """One key: its type, its range [low, high] or its ``choices``, and what it is for."""
-
-    kind: type
-    doc: str
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple = ()
-    optional: bool = False
-    open_low: bool = False  # low itself is not allowed
-
-    def allowed(self) -> str:
-        if self.choices:
-            text = "one of " + ", ".join(str(choice) for choice in self.choices)
-            text += ", or a list of them" if self.kind is list else ""
-        elif self.kind in (int, float) and (self.low > -math.inf or self.high < math.inf):
-            bracket = "(" if self.open_low else "["
-            form = "d" if self.kind is int else "g"
-            high = "inf)" if self.high == math.inf else f"{self.high:{form}}]"
-            low = "-inf" if self.low == -math.inf else f"{self.low:{form}}"
-            text = f"{self.kind.__name__} in {bracket}{low}, {high}"
-        else:
-            names = {bool: "true or false", dict: "a mapping", list: "a list", str: "a text"}
-            text = names.get(self.kind, self.kind.__name__)
-        return text + (" or empty" if self.optional else "")
 
 
 def _int(doc, low=0, high=math.inf, **more):
@@ -97,7 +69,9 @@ OPTIONS: dict[str, Option] = {
         choices=("all", "next", "random"),
     ),
     "cf_target_ratio": Option(
-        list, "With cf_targets: next or random, least and largest share of a user's items that are targets."
+        list,
+        "With cf_targets: next or random, least and largest share of a user's items that are targets.",
+        shares=True,
     ),
     "cf_recency": _float(
         "An interaction with a newer ones after it weighs (a + 1)^-cf_recency in the graph. With cf_targets: next or "
@@ -168,7 +142,9 @@ OPTIONS: dict[str, Option] = {
         "interactions",
     ),
     "llm_train_batch_size": _int("Users or interactions of a batch.", 1),
-    "llm_target_ratio": Option(list, "Least and largest share of a user's items held out as targets of one prompt."),
+    "llm_target_ratio": Option(
+        list, "Least and largest share of a user's items held out as targets of one prompt.", shares=True
+    ),
     "llm_target_weight": _float("A user with n targets weighs n to this power in the softmax loss.", 0, 1),
     "llm_horizon": _int(
         "With prompt_decoder_items: how many of the items to come are targets, alike, each time that the decoder has "
@@ -259,7 +235,7 @@ def read_settings(config) -> Settings:
     Raises:
         ConfigError: a key is missing, has the wrong type, lies outside its range, or contradicts another.
     """
-    values = {key: check(key, config[key]) for key in OPTIONS}
+    values = {key: check(key, config[key], option) for key, option in OPTIONS.items()}
     settings = Settings(**values)
     if settings.llm_batching == "interactions" and settings.prompt_order == "sequential":
         raise ConfigError("prompt_order: 'sequential' needs llm_batching: users; it is 'interactions'")
@@ -272,9 +248,6 @@ def read_settings(config) -> Settings:
         )
     if settings.llm_batching == "interactions" and settings.llm_item_dropout:
         raise ConfigError(f"llm_item_dropout: {settings.llm_item_dropout} needs llm_batching: users")
-    for key in ("cf_target_ratio", "llm_target_ratio"):
-        if not are_shares(values[key]):
-            raise ConfigError(f"{key}: {values[key]} is not allowed; allowed: two shares [low, high] within (0, 1)")
     if settings.prompt_decoder_items:
         needs = {"prompt_order": "sequential", "prompt_style": "pooled", "prompt_history": True}
         for key, value in {**needs, "llm_loss": "softmax", "llm_user_tokens": "visible"}.items():
@@ -300,53 +273,3 @@ def read_settings(config) -> Settings:
     if settings.cf_loss == "softmax_cosine" and settings.cf_n_layers == 0 and not settings.cf_user_table:
         raise ConfigError("cf_n_layers: 0 leaves users without a representation; set cf_user_table: true")
     return settings
-
-
-def are_shares(values) -> bool:
-    """Whether ``values`` is a range [low, high] of shares, within (0, 1)."""
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    return numbers and len(values) == 2 and 0 < values[0] <= values[1] < 1
-
-
-def check(key: str, value: Any, option: Option | None = None) -> Any:
-    """The value in its option's type, or a ``ConfigError``; the option is that of :data:`OPTIONS` unless given."""
-    option = option or OPTIONS[key]
-    if value is None or (isinstance(value, str) and value.lower() in ("", "none", "null")):
-        if option.optional:
-            return None
-        raise ConfigError(f"{key}: a value is needed; allowed: {option.allowed()}")
-    whole = option.kind is int and isinstance(value, float) and value.is_integer()
-    number = option.kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if whole or number:
-        value = option.kind(value)
-    if option.kind is list and isinstance(value, tuple):
-        value = list(value)
-    if option.kind is list and option.choices:  # one name, or a list of them
-        value = [value] if isinstance(value, str) else value
-        for name in value if isinstance(value, list) and value else [value]:
-            if name not in option.choices:
-                hint = nearest(name, option.choices)
-                raise ConfigError(f"{key}: {name!r} is not allowed; allowed: {option.allowed()}{hint}")
-        return value
-    wrong_type = not isinstance(value, option.kind) or (option.kind is not bool and isinstance(value, bool))
-    if not wrong_type and option.kind in (int, float):
-        below = value < option.low or (option.open_low and value <= option.low)
-        wrong_type = below or value > option.high or not math.isfinite(value)
-    if wrong_type or (option.choices and value not in option.choices):
-        hint = nearest(value, option.choices)
-        raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {option.allowed()}{hint}")
-    return value
-
-
-def reject_unknown(keys, known) -> None:
-    """Raise a ``ConfigError`` for the first of ``keys`` that is not ``known``, with the nearest known name."""
-    known = sorted(known)
-    for key in keys:
-        if key not in known:
-            raise ConfigError(f"unknown configuration key '{key}'{nearest(key, known)}")
-
-
-def nearest(value, known) -> str:
-    """"; did you mean …?" for a mistyped name, or nothing."""
-    near = difflib.get_close_matches(str(value), [str(name) for name in known], n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""

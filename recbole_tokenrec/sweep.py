@@ -19,8 +19,8 @@ from typing import NamedTuple
 from recbole_tokenrec.configuration import known_keys, make_config, merged
 from recbole_tokenrec.errors import CheckpointError, ConfigError, DataError, OutputError, TokenRecError, TrainingError
 from recbole_tokenrec.files import exclusive
+from recbole_tokenrec.options import reject_unknown
 from recbole_tokenrec.pipeline import plain, run_models, write_json
-from recbole_tokenrec.settings import reject_unknown
 from recbole_tokenrec.workers import run_workers
 
 MOST_DEATHS = 3  # after which a trial is given up

@@ -31,7 +31,7 @@ CONFIGURATION = [
     ("BPR", ["--seed=-1"], "seed: -1 is not allowed; allowed: int in [0, 4294967295]"),
     ("BPR", ["--train_batch_size=0"], "train_batch_size: 0 is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--eval_batch_size=x"], "eval_batch_size: 'x' is not allowed; allowed: int in [1, inf)"),
-    ("BPR", ["--learning_rate=-1"], "learning_rate: -1.0 is not allowed; allowed: float in (0, inf)"),
+    ("BPR", ["--learning_rate=-1"], "learning_rate: -1 is not allowed; allowed: float in (0, inf)"),
     ("BPR", ["--learning_rate=.nan"], "learning_rate: nan is not allowed; allowed: float in (0, inf)"),
     ("BPR", ["--embedding_size=-4"], "embedding_size: -4 is not allowed; allowed: int in [1, inf)"),
     ("BPR", ["--learner=adma"], "learner: 'adma' is not allowed; allowed: one of adam, adamw, sgd, adagrad, rmsprop, "
@@ -77,7 +77,7 @@ CONFIGURATION = [
     ("S3RecCE", ["--n_heads=0"], "n_heads: 0 is not allowed; allowed: int in [1, inf)"),
     ("SASRecCE", ["--hidden_size=-4"], "hidden_size: -4 is not allowed; allowed: int in [1, inf)"),
     ("SASRecCE", ["--inner_size="], "inner_size: a value is needed; allowed: int in [1, inf)"),
-    ("BERT4RecCE", ["--layer_norm_eps=-1"], "layer_norm_eps: -1.0 is not allowed; allowed: float in (0, inf)"),
+    ("BERT4RecCE", ["--layer_norm_eps=-1"], "layer_norm_eps: -1 is not allowed; allowed: float in (0, inf)"),
     ("S3RecCE", ["--hidden_dropout_prob=1.5"], "hidden_dropout_prob: 1.5 is not allowed; allowed: float in [0, 1]"),
     ("SASRecCE", ["--hidden_act=gelo"], "hidden_act: 'gelo' is not allowed; allowed: one of gelu, relu, swish, tanh, "
      "sigmoid; did you mean 'gelu'?"),
@@ -109,7 +109,7 @@ CONFIGURATION = [
      "llm_epochs"),
     ("TokenRec", ["--learner=sgd"], "unknown configuration key 'learner'"),
     ("TokenRec", ["--mq_codebook_size=1"], "mq_codebook_size: 1 is not allowed; allowed: int in [2, inf)"),
-    ("TokenRec", ["--mq_masking_ratio=2"], "mq_masking_ratio: 2.0 is not allowed; allowed: float in [0, 1]"),
+    ("TokenRec", ["--mq_masking_ratio=2"], "mq_masking_ratio: 2 is not allowed; allowed: float in [0, 1]"),
     ("TokenRec", ["--mq_skip=3"], "mq_skip: 3 is not allowed; allowed: true or false"),
     ("TokenRec", ["--mq_num_codebooks="], "mq_num_codebooks: a value is needed; allowed: int in [1, 64]"),
     ("TokenRec", ["--llm_temperature=.inf"], "llm_temperature: inf is not allowed; allowed: float in (0, inf)"),

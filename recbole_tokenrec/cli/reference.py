@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import yaml
+from recbole.utils import get_model
 
 from recbole_tokenrec import commonkeys
 from recbole_tokenrec.paths import properties_dir
@@ -54,8 +55,11 @@ def reference() -> str:
         for dataset, keys in (presets[name].get("datasets") or {}).items():
             values = ", ".join(f"`{key}: {_cell(value)}`" for key, value in keys.items())
             lines.append(f"- `{name}`, {dataset}: {values}")
-    for title, rows in (("Every run", _of_runs()), *((name, _of_model(name)) for name in MODELS if name != "TokenRec")):
-        lines += ["", f"## {title}", "", "| key | meaning | value |", "|---|---|---|", *rows]
+    lines += ["", "## Every run", "", "| key | meaning | value |", "|---|---|---|", *_of_runs()]
+    for name in MODELS:
+        if name != "TokenRec":
+            lines += ["", f"## {name}", "", "| key | meaning | allowed | value |", "|---|---|---|---|"]
+            lines += _of_model(name)
     lines += ["", "Of single data sets, and what `experiment tune` tries: `datasets` and `grid` in `properties/model`."]
     lines += ["", "## Keys of RecBole's that are checked", "", "| key | allowed |", "|---|---|"]
     lines += [f"| `{key}` | {option.allowed()} |" for key, option in commonkeys.OPTIONS.items()]
@@ -68,16 +72,16 @@ def _of_runs() -> list[str]:
 
 
 def _of_model(name: str) -> list[str]:
-    """The keys of a model's YAML with their comments; what is checked more closely adds what is allowed."""
+    """The keys of a model's YAML with their comments, and what is allowed."""
     text = (properties_dir() / MODELS[name].yaml).read_text(encoding="utf-8")
     comments = dict(re.findall(r"^(\w+):[^#\n]*#\s*(?:\(\w+\)\s*)?(.*)$", text, flags=re.MULTILINE))
-    rows = []
+    own, rows = get_model(name).options, []
     for key, value in yaml.safe_load(text).items():
         if key not in ("grid", "datasets"):
-            option = commonkeys.OF_MODELS.get(name, {}).get(key) or commonkeys.OPTIONS.get(key)
-            meaning = comments.get(key) or (OPTIONS[key].doc if key in OPTIONS else "")
-            parts = [meaning, f"({option.allowed()})" if option else ""]
-            rows.append(f"| `{key}` | {' '.join(filter(None, parts))} | {_cell(value)} |")
+            places = [table[key] for table in (OPTIONS, own, commonkeys.OPTIONS) if key in table]
+            meaning = comments.get(key) or next((place.doc for place in places if place.doc), "")
+            option = own.get(key) or commonkeys.OPTIONS[key]
+            rows.append(f"| `{key}` | {meaning} | {option.allowed()} | {_cell(value)} |")
     return rows
 
 

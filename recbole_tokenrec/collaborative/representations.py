@@ -23,7 +23,7 @@ from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.configuration import known_keys
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.lightgcn_softmax import LightGCNSoftmax
-from recbole_tokenrec.settings import nearest
+from recbole_tokenrec.options import nearest
 
 _OURS = (SparseLightGCN, LightGCNSoftmax, CollaborativeEnsemble)  # ``forward`` gives both tables
 

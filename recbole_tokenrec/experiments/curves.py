@@ -10,7 +10,7 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.overall import ROWS
 from recbole_tokenrec.experiments.report import Report, Table
 from recbole_tokenrec.experiments.runs import Bench, carry_out
-from recbole_tokenrec.settings import nearest
+from recbole_tokenrec.options import nearest
 
 TITLE = "learning curves of the generative baselines"
 ARGUMENTS = ("rows",)

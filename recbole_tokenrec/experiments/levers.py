@@ -11,7 +11,8 @@ from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments.report import Report
 from recbole_tokenrec.experiments.runs import Bench, Run
 from recbole_tokenrec.experiments.variants import add_preset_argument, bars, compare_variants, variants_report
-from recbole_tokenrec.settings import check, nearest
+from recbole_tokenrec.options import check, nearest
+from recbole_tokenrec.settings import OPTIONS
 
 TITLE = "one key of the preset turned at a time"
 ARGUMENTS = ("preset", "only")
@@ -72,7 +73,7 @@ def variants(settings, only: str | None) -> dict[str, dict]:
     if not settings["prompt_history"]:
         idle |= {"prompt_decoder_items", "prompt_order", "prompt_style", "prompt_max_history"}
     def differs(key, value) -> bool:
-        return check(key, value) != check(key, settings[key])
+        return check(key, value, OPTIONS[key]) != check(key, settings[key], OPTIONS[key])
 
     turned = [(key, value) for key in keys if key not in idle for value in VALUES[key] if differs(key, value)]
     return {REFERENCE: {}, **{f"{key}: {value}": {key: value} for key, value in turned}}

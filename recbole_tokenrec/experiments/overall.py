@@ -13,7 +13,8 @@ from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
 from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, cost_of
 from recbole_tokenrec.experiments.statistics import collect, compare, hit_per_user, mean_sd, ndcg_per_user
-from recbole_tokenrec.settings import nearest, read_settings
+from recbole_tokenrec.options import nearest
+from recbole_tokenrec.settings import read_settings
 
 TITLE = "Tables 2 and 3: every model on one data set"
 ARGUMENTS = ("rows", "without", "once")

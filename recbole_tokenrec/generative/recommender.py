@@ -15,18 +15,6 @@ from recbole.utils import InputType
 
 from recbole_tokenrec.errors import CheckpointError, DataError
 from recbole_tokenrec.generative.indexing import INDEXINGS, ItemIndex, build_index
-from recbole_tokenrec.generative.options import (
-    Rule,
-    check_keys,
-    choice,
-    empty_or,
-    flag,
-    number,
-    positive,
-    share,
-    text,
-    whole,
-)
 from recbole_tokenrec.generative.samples import TrainingSamples
 from recbole_tokenrec.generative.scoring import beam_search, beams_needed, score_matrix
 from recbole_tokenrec.generative.templates import STYLES
@@ -35,43 +23,37 @@ from recbole_tokenrec.generative.words import MAX_MARK, PromptBatch, WordEncoder
 from recbole_tokenrec.generative.writing import log_likelihood, plant
 from recbole_tokenrec.histories import Histories
 from recbole_tokenrec.llm.backbone import add_id_tokens, backbone_state, load_backbone, rebuild_backbone
-
-RULES: dict[str, Rule] = {
-    "llm_backbone": text(),
-    "llm_dropout": empty_or(share()),
-    "item_indexing": choice(*INDEXINGS),
-    "cid_clusters": whole(2),
-    "cid_cluster_size": whole(3),
-    "prompt_style": choice(*STYLES),
-    "max_history": whole(1),
-    "targets_per_prompt": whole(1),
-    "num_beams": empty_or(whole(1)),
-    "share_prompts": flag(),
-    "eval_users": whole(1),
-    "learning_rate": positive(),
-    "embedding_lr_ratio": positive(),
-    "weight_decay": number(0),
-    "warmup_ratio": share(),
-}
+from recbole_tokenrec.options import Option, WithOptions
 
 
-class GenerativeRecommender(GeneralRecommender):
+class GenerativeRecommender(WithOptions, GeneralRecommender):
     """Args:
         texts: every text of the model's prompts besides IDs.
 
     Attributes:
-        rules: of the model's keys, the common ones and its own.
+        options: of the model's keys, the common ones and its own.
         item_names: (n_items,) the IDs as text.
         trie: of all IDs, each ended by EOS; no buffer, as the names determine it.
     """
 
     input_type = InputType.PAIRWISE
-    rules = RULES
-
-    @classmethod
-    def check_config(cls, config) -> None:
-        """Raise a ``ConfigError`` for the first key whose value does not fit its rule."""
-        check_keys(config, cls.rules)
+    options = {
+        "llm_backbone": Option(str),
+        "llm_dropout": Option(float, low=0, high=1, open_high=True, optional=True),
+        "item_indexing": Option(str, choices=tuple(INDEXINGS)),
+        "cid_clusters": Option(int, low=2),
+        "cid_cluster_size": Option(int, low=3),
+        "prompt_style": Option(str, choices=tuple(STYLES)),
+        "max_history": Option(int, low=1),
+        "targets_per_prompt": Option(int, low=1),
+        "num_beams": Option(int, low=1, optional=True),
+        "share_prompts": Option(bool),
+        "eval_users": Option(int, low=1),
+        "learning_rate": Option(float, low=0, open_low=True),
+        "embedding_lr_ratio": Option(float, low=0, open_low=True),
+        "weight_decay": Option(float, low=0),
+        "warmup_ratio": Option(float, low=0, high=1, open_high=True),
+    }
 
     def __init__(self, config, dataset, texts: list[str]):
         super().__init__(config, dataset)

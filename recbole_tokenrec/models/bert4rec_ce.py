@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_tokenrec.models.sequence import SequenceModel
+from recbole_tokenrec.options import Option
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH
 
 
@@ -19,6 +20,10 @@ class BERT4RecCE(SequenceModel):
     """See the module's docstring. The mask token is row ``n_items`` of the item table."""
 
     extra_items = 1
+    options = {
+        **SequenceModel.options,
+        **dict.fromkeys(("mask_ratio", "ft_ratio"), Option(float, low=0, high=1)),
+    }
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

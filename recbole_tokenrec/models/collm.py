@@ -28,29 +28,14 @@ from recbole_tokenrec.checkpoints import load_for_recbole
 from recbole_tokenrec.collaborative.representations import model_config, representations
 from recbole_tokenrec.collaborative.sparse_lightgcn import SparseLightGCN
 from recbole_tokenrec.errors import BackboneError, TrainingError
-from recbole_tokenrec.generative.options import Rule, flag, number, positive, whole
-from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
+from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS
 from recbole_tokenrec.generative.words import Prompt, PromptBatch, fill
+from recbole_tokenrec.options import Option
 
 NEXT_ITEM = "{user} has taken {items} . Which item comes next ?"
 YES_OR_NO = "{user} has taken {items} . Will {user} like {target} ? yes or no"
 TEXT, SOFT = "text", "soft"  # the two stages
-_RULES: dict[str, Rule] = {
-    "yes_no_weight": number(0),
-    "yes_no_share": Rule(float, lambda value: 0 < value <= 1, "a number in (0, 1]"),
-    "text_epochs": whole(0),
-    "lora_rank": whole(0),
-    "tune_backbone": flag(),
-    "cf_embedding_size": whole(1),
-    "cf_n_layers": whole(1),
-    "cf_reg_weight": number(0),
-    "cf_learning_rate": positive(),
-    "cf_train_batch_size": whole(1),
-    "cf_epochs": whole(1),
-    "cf_eval_step": whole(1),
-    "cf_stopping_step": whole(1),
-}
 
 
 class CoLLM(GenerativeRecommender):
@@ -65,7 +50,22 @@ class CoLLM(GenerativeRecommender):
         ConfigError: a key of properties/model/CoLLM.yaml has a wrong value.
     """
 
-    rules = {**RULES, **_RULES}
+    options = {
+        **GenerativeRecommender.options,
+        "yes_no_weight": Option(float, low=0),
+        "yes_no_share": Option(float, low=0, high=1, open_low=True),
+        "text_epochs": Option(int, low=0),
+        "lora_rank": Option(int, low=0),
+        "tune_backbone": Option(bool),
+        "cf_embedding_size": Option(int, low=1),
+        "cf_n_layers": Option(int, low=1),
+        "cf_reg_weight": Option(float, low=0),
+        "cf_learning_rate": Option(float, low=0, open_low=True),
+        "cf_train_batch_size": Option(int, low=1),
+        "cf_epochs": Option(int, low=1),
+        "cf_eval_step": Option(int, low=1),
+        "cf_stopping_step": Option(int, low=1),
+    }
 
     def __init__(self, config, dataset):
         blank = {"user": "user", "items": "", "target": ""}

@@ -26,7 +26,7 @@ from recbole.model.loss import BPRLoss, EmbLoss
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_tokenrec.errors import ConfigError
+from recbole_tokenrec.options import Option, WithOptions
 
 _CHUNK = 8192  # edges: 2 MB of a dual variable at 64 dimensions
 
@@ -164,7 +164,7 @@ class _Iteration(torch.autograd.Function):
         return grad_in + grad_e, None, None
 
 
-class GTN(GeneralRecommender):
+class GTN(WithOptions, GeneralRecommender):
     """Graph trend filtering on free user and item embeddings, scored by dot product, trained with BPR.
 
     Differences from the authors' code: RecBole draws the batches (one pass over the interactions; theirs
@@ -176,22 +176,16 @@ class GTN(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
-    @staticmethod
-    def check_config(config) -> None:
-        """Raise a ``ConfigError`` for the first key that is out of its range."""
-        rules = {
-            "embedding_size": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
-            "n_layers": (lambda v: isinstance(v, int) and v > 0, "an integer above 0"),
-            "lambda2": (lambda v: v > 0, "a number above 0"),
-            "beta": (lambda v: 0 < v <= 0.5, "in (0, 0.5], or the iteration may diverge"),
-            "gamma": (lambda v: 0 < v < 2, "in (0, 2), or the iteration may diverge"),
-            "prop_dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
-            "reg_weight": (lambda v: v >= 0, "a number of at least 0"),
-        }
-        for key, (holds, allowed) in rules.items():
-            value = config[key]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
-                raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+    options = {
+        "embedding_size": Option(int, low=1),
+        "n_layers": Option(int, low=1),
+        "lambda2": Option(float, low=0, open_low=True),
+        # beyond these two ends the iteration may diverge
+        "beta": Option(float, low=0, open_low=True, high=0.5),
+        "gamma": Option(float, low=0, open_low=True, high=2, open_high=True),
+        "prop_dropout": Option(float, low=0, high=1, open_high=True),
+        "reg_weight": Option(float, low=0),
+    }
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

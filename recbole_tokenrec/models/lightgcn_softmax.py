@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.graph import SparseMatrix
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.settings import are_shares
+from recbole_tokenrec.options import Option, WithOptions
 from recbole_tokenrec.training.loaders import (
     AGE,
     TARGET_ITEMS,
@@ -54,7 +54,7 @@ from recbole_tokenrec.training.parts import next_part, random_part
 from recbole_tokenrec.training.sampling import draw_candidates
 
 
-class LightGCNSoftmax(GeneralRecommender):
+class LightGCNSoftmax(WithOptions, GeneralRecommender):
     """See the module's docstring.
 
     Args (in ``config``): ``embedding_size``, ``n_layers``, ``temperature``, ``target_weight`` (a user with n targets
@@ -65,26 +65,25 @@ class LightGCNSoftmax(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
-    @staticmethod
-    def check_config(config) -> None:
-        """Raise a ``ConfigError`` for the first key that is out of its range."""
-        rules = {
-            "embedding_size": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
-            "n_layers": (lambda v: isinstance(v, int) and v >= 0, "an int >= 0"),
-            "sampled_items": (lambda v: isinstance(v, int) and v >= 1, "an int >= 1"),
-            "temperature": (lambda v: isinstance(v, (int, float)) and v > 0, "a float > 0"),
-            "target_weight": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a float in [0, 1]"),
-            "targets": (lambda v: v in ("all", "next", "random"), "one of all, next, random"),
-            "target_ratio": (
-                lambda v: isinstance(v, (list, tuple)) and are_shares(v),
-                "two shares [low, high] within (0, 1)",
-            ),
-            "recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
-            "target_recency": (lambda v: isinstance(v, (int, float)) and v >= 0, "a float >= 0"),
-        }
-        for key, (holds, allowed) in rules.items():
-            if isinstance(config[key], bool) or not holds(config[key]):
-                raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {allowed}")
+    options = {
+        "embedding_size": Option(int, low=1),
+        "n_layers": Option(int, low=0),
+        "temperature": Option(float, low=0, open_low=True),
+        "target_weight": Option(float, low=0, high=1),
+        "user_table": Option(bool),
+        "item_offset": Option(bool),
+        "targets": Option(str, choices=("all", "next", "random")),
+        "target_ratio": Option(list, shares=True),
+        "sampled_items": Option(int, low=1),
+        "recency": Option(float, low=0),
+        "target_recency": Option(float, low=0),
+        "precision": Option(str, choices=("auto", "fp32", "bf16"), optional=True),
+    }
+
+    @classmethod
+    def check_config(cls, config) -> None:
+        """Also raise a ``ConfigError`` for keys that contradict one another."""
+        super().check_config(config)
         if config["targets"] != "all" and (config["user_table"] or config["n_layers"] == 0):
             raise ConfigError(f"targets: '{config['targets']}' needs user_table: false and n_layers of at least 1")
         if config["n_layers"] == 0 and not config["user_table"]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.graph import normalised_adjacency
+from recbole_tokenrec.options import Option, WithOptions
 
 _INITIAL_LAYERS = 7  # exact layers that fill the forward memory before the first step: the reference's number
 
@@ -132,7 +133,7 @@ class _ImplicitLayer(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-class LTGNN(GeneralRecommender):
+class LTGNN(WithOptions, GeneralRecommender):
     """Implicit propagation with memories, scored by dot product, trained with BPR.
 
     ``num_neighbors: -1`` takes all neighbours: exact sums, no snapshot. The snapshot is renewed when the
@@ -149,22 +150,21 @@ class LTGNN(GeneralRecommender):
 
     input_type = InputType.PAIRWISE
 
-    @staticmethod
-    def check_config(config) -> None:
-        """Raise a ``ConfigError`` for the first key that is out of its range."""
-        rules = {
-            "embedding_size": (int, lambda v: v > 0, "an integer above 0"),
-            "alpha": (float, lambda v: 0 < v < 1, "in (0, 1)"),
-            "num_neighbors": (int, lambda v: v == -1 or v > 0, "an integer above 0, or -1 for all neighbours"),
-            "eval_layers": (int, lambda v: v > 0, "an integer above 0"),
-            "output_correction": (float, lambda v: 0 <= v < 1, "in [0, 1)"),
-            "reg_weight": (float, lambda v: v >= 0, "a number of at least 0"),
-        }
-        for key, (kind, holds, allowed) in rules.items():
-            value = config[key]
-            numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
-            if not numeric or not holds(value):
-                raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+    options = {
+        "embedding_size": Option(int, low=1),
+        "alpha": Option(float, low=0, open_low=True, high=1, open_high=True),
+        "num_neighbors": Option(int, low=-1),
+        "eval_layers": Option(int, low=1),
+        "output_correction": Option(float, low=0, high=1, open_high=True),
+        "reg_weight": Option(float, low=0),
+    }
+
+    @classmethod
+    def check_config(cls, config) -> None:
+        """Also raise a ``ConfigError`` for no neighbours at all."""
+        super().check_config(config)
+        if config["num_neighbors"] == 0:
+            raise ConfigError("num_neighbors: 0 is not allowed; allowed: int in [1, inf), or -1 for all neighbours")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -20,21 +20,10 @@ from __future__ import annotations
 import torch
 
 from recbole_tokenrec.errors import ConfigError
-from recbole_tokenrec.generative.options import Rule, choice, whole
-from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
+from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import NUM_SEEN, SEQUENTIAL, STRAIGHTFORWARD, TEMPLATES, all_texts
 from recbole_tokenrec.generative.words import PromptBatch, fill
-
-_TASKS = (SEQUENTIAL, STRAIGHTFORWARD)
-_RULES: dict[str, Rule] = {
-    "tasks": Rule(
-        list,
-        lambda tasks: tasks and set(tasks) <= set(_TASKS) and len(set(tasks)) == len(tasks),
-        f"a list of {' and '.join(_TASKS)}, or of one of them",
-    ),
-    "prompts_per_sample": whole(1),
-    "prompt": choice("seen", "unseen"),
-}
+from recbole_tokenrec.options import Option
 
 
 class P5(GenerativeRecommender):
@@ -44,7 +33,12 @@ class P5(GenerativeRecommender):
         ConfigError: a key of properties/model/P5.yaml has a wrong value.
     """
 
-    rules = {**RULES, **_RULES}
+    options = {
+        **GenerativeRecommender.options,
+        "tasks": Option(list, choices=(SEQUENTIAL, STRAIGHTFORWARD), distinct=True),
+        "prompts_per_sample": Option(int, low=1),
+        "prompt": Option(str, choices=("seen", "unseen")),
+    }
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset, all_texts())
@@ -106,7 +100,7 @@ class CID(P5):
 
     @classmethod
     def check_config(cls, config) -> None:
+        super().check_config(config)
         for key, only in (("item_indexing", "cid"), ("tasks", [SEQUENTIAL])):
             if config[key] != only:
                 raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: {only} (for others take P5)")
-        super().check_config(config)

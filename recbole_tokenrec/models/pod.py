@@ -19,10 +19,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recbole_tokenrec.generative.options import Rule, flag, whole
-from recbole_tokenrec.generative.recommender import RULES, GenerativeRecommender
+from recbole_tokenrec.generative.recommender import GenerativeRecommender
 from recbole_tokenrec.generative.templates import ENTITY_WORDS, SEQUENTIAL, TEMPLATES
 from recbole_tokenrec.generative.words import PromptBatch, fill
+from recbole_tokenrec.options import Option
 
 TOP_N = "top_n"
 BARE = "{user} {items}"
@@ -38,7 +38,6 @@ WORDINGS = {
     ),
 }
 TASKS = (SEQUENTIAL, TOP_N)
-_RULES: dict[str, Rule] = {"prompt_length": whole(1), "num_candidates": whole(2), "constrained": flag()}
 
 
 class POD(GenerativeRecommender):
@@ -52,7 +51,12 @@ class POD(GenerativeRecommender):
         ConfigError: a key of properties/model/POD.yaml has a wrong value.
     """
 
-    rules = {**RULES, **_RULES}
+    options = {
+        **GenerativeRecommender.options,
+        "prompt_length": Option(int, low=1),
+        "num_candidates": Option(int, low=2),
+        "constrained": Option(bool),
+    }
 
     def __init__(self, config, dataset):
         slots = {"user": "user_", "items": "item_"}

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.options import Option, WithOptions
 
 _ROWS = 512  # mirrored at once
 
 
-class RecencyEASE(GeneralRecommender):
+class RecencyEASE(WithOptions, GeneralRecommender):
     """See the module's docstring.
 
     Args (in ``config``): ``reg_weight`` (lambda > 0), ``recency`` (exponent >= 0).
@@ -36,12 +37,7 @@ class RecencyEASE(GeneralRecommender):
     input_type = InputType.POINTWISE
     type = ModelType.TRADITIONAL
 
-    @staticmethod
-    def check_config(config) -> None:
-        """Raise a ``ConfigError`` for the first key that is out of its range."""
-        for key, least in (("reg_weight", 1e-12), ("recency", 0.0)):
-            if isinstance(config[key], bool) or not isinstance(config[key], (int, float)) or config[key] < least:
-                raise ConfigError(f"{key}: {config[key]!r} is not allowed; allowed: float >= {least:g}")
+    options = {"reg_weight": Option(float, low=1e-12), "recency": Option(float, low=0)}
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.models.sasrec_ce import SASRecCE
 from recbole_tokenrec.models.sequence import SequenceTrainer, Windows
-from recbole_tokenrec.settings import Option, check
+from recbole_tokenrec.options import Option
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH
 
-_WEIGHT = Option(float, "", 0)
+_WEIGHT = Option(float, low=0)
 _OPTIONS = {
-    "pretrain_epochs": Option(int, "", 0),
-    "mask_ratio": Option(float, "", 0, 1, open_low=True),
+    "pretrain_epochs": Option(int, low=0),
+    "mask_ratio": Option(float, low=0, high=1, open_low=True),
     "mip_weight": _WEIGHT,
     "sp_weight": _WEIGHT,
     "aap_weight": _WEIGHT,
@@ -70,17 +70,12 @@ class S3RecCE(SASRecCE):
 
     extra_items = 1
 
-    @classmethod
-    def check_config(cls, config) -> None:
-        """Also raise a ``ConfigError`` for the first key of the pre-training that is out of its range."""
-        super().check_config(config)
-        for key, option in _OPTIONS.items():
-            check(key, config[key], option)
+    options = {**SASRecCE.options, **_OPTIONS, "item_attribute": Option(str, optional=True)}
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        for key, option in _OPTIONS.items():
-            setattr(self, key, check(key, config[key], option))
+        for key in _OPTIONS:
+            setattr(self, key, config[key])
         size = config["hidden_size"]
         self.pretraining = False
         self.mip_norm, self.sp_norm = nn.Linear(size, size), nn.Linear(size, size)

@@ -26,11 +26,12 @@ from torch import nn
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.histories import Histories, take
+from recbole_tokenrec.options import Option, WithOptions
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH, generator_for
 from recbole_tokenrec.training.muon import Muon, with_matrices_apart
 
 
-class SequenceModel(GeneralRecommender):
+class SequenceModel(WithOptions, GeneralRecommender):
     """Item and position embeddings under a transformer encoder; a subclass says what is masked and what is learnt.
 
     Args (in ``config``, names of RecBole): ``hidden_size``, ``inner_size``, ``n_layers``, ``n_heads``,
@@ -42,14 +43,21 @@ class SequenceModel(GeneralRecommender):
     extra_items = 0  # rows of the item table beyond the items: a mask token
     window_overlap = 0  # items that a training window shares with the one before
 
+    options = {
+        **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), Option(int, low=1)),
+        **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), Option(float, low=0, high=1)),
+        **dict.fromkeys(("layer_norm_eps", "initializer_range"), Option(float, low=0, open_low=True)),
+        "hidden_act": Option(str, choices=("gelu", "relu", "swish", "tanh", "sigmoid")),
+        "MAX_ITEM_LIST_LENGTH": Option(int, low=2),  # a window of one has no next item
+    }
+
     @classmethod
     def check_config(cls, config) -> None:
-        """Raise a ``ConfigError`` for a width that the heads do not divide, or a window without a next item."""
-        size, longest = config["hidden_size"], config["MAX_ITEM_LIST_LENGTH"]
+        """Also raise a ``ConfigError`` for a width that the heads do not divide."""
+        super().check_config(config)
+        size = config["hidden_size"]
         if size % config["n_heads"]:
             raise ConfigError(f"n_heads: {config['n_heads']} is not allowed; allowed: divisors of hidden_size ({size})")
-        if not isinstance(longest, int) or longest < 2:
-            raise ConfigError(f"MAX_ITEM_LIST_LENGTH: {longest!r} is not allowed; allowed: int in [2, inf)")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -144,7 +144,7 @@ def test_models_of_every_kind_run(model, toy_data, capsys):
     ("arguments", "text"),
     [
         (["--mq_num_codebook=3"], "unknown configuration key 'mq_num_codebook'; did you mean 'mq_num_codebooks'?"),
-        (["--mq_masking_ratio=2"], "mq_masking_ratio: 2.0 is not allowed; allowed: float in [0, 1]"),
+        (["--mq_masking_ratio=2"], "mq_masking_ratio: 2 is not allowed; allowed: float in [0, 1]"),
         (["--dataset", "nowhere"], "does not exist"),
         (["--model", "TokenRek"], "TokenRec"),
         (["--model", ","], "at least one name"),

@@ -15,7 +15,8 @@ from recbole_tokenrec.experiments.generalize import _paired, left_out_users
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.runs import Bench, Run, record_path
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
-from recbole_tokenrec.settings import check, read_settings
+from recbole_tokenrec.options import check
+from recbole_tokenrec.settings import OPTIONS, read_settings
 from recbole_tokenrec.training.trainer import TokenRecTrainer
 
 pytest.importorskip("matplotlib")
@@ -156,7 +157,7 @@ def test_levers_turn_one_key_of_the_preset_to_an_allowed_value(preset, toy_data)
     for label, keys in table.items():
         ((key, value),) = keys.items()
         assert label == f"{key}: {value}" and settings[key] != value
-        assert getattr(read_settings(config(**keys)), key) == check(key, value)
+        assert getattr(read_settings(config(**keys)), key) == check(key, value, OPTIONS[key])
     listed = {key for keys in table.values() for key in keys}
     assert ("prompt_max_history" in listed) == settings["prompt_history"]
     assert ("llm_horizon" in listed) == (settings["prompt_decoder_items"] > 0)
@@ -197,11 +198,17 @@ def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(exper
     assert result["figures"]["unseen users"]["test"]["hit@20"]["mean"] > 0.8
     unseen, same = (
         sum(result["figures"][label][split]["ndcg@20"]["mean"] for split in ("valid", "test")) / 2
-        for label in ("unseen users", "the same users, trained on")
+        for label in ("unseen users", generalize.TRAINED_ON)
     )
     assert result["paired"]["difference"] == pytest.approx(unseen - same)
     # all of the toy's users have as many items
     assert result["figures"]["seen users of as many items"] == result["figures"]["seen users"]
+    code, alone, folder = experiment("generalize", "--share", "0.2", "--against", "seen", *fast, folder="tuned-least")
+    assert code == 0 and alone["paired"] is None
+    assert generalize.TRAINED_ON not in (folder / "result.md").read_text()
+    assert alone["figures"] == {
+        label: figure for label, figure in result["figures"].items() if label != generalize.TRAINED_ON
+    }
 
 
 def test_seen_users_count_as_often_as_the_unseen_have_as_many_items():
@@ -389,9 +396,9 @@ def test_somebody_whom_several_seeds_leave_out_counts_once():
 
     # of four users the first two seeds leave out 1 and 2, the third 1 and 3; 1 is always found at once, unseen only
     records = [
-        {"users": [1, 2], "ranks": both([1, 0, 5, 5])},
-        {"users": [1, 2], "ranks": both([1, 3, 5, 5])},
-        {"users": [1, 3], "ranks": both([1, 5, 0, 5])},
+        {"users": [1, 2], "evaluated": both([1, 2, 3, 4]), "ranks": both([1, 0, 5, 5])},
+        {"users": [1, 2], "evaluated": both([1, 2, 3, 4]), "ranks": both([1, 3, 5, 5])},
+        {"users": [1, 3], "evaluated": both([1, 2, 3, 4]), "ranks": both([1, 5, 0, 5])},
     ]
     trained = [{"rows": [{"ranks": both([0, 3, 3, 3])}]}] * 3
     found = _paired(trained, records)

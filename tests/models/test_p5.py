@@ -165,7 +165,7 @@ def test_optimizer_spares_norms_and_schedule_reaches_the_end(p5):
         ("item_indexing", "xid"),
         ("tasks", []),
         ("tasks", ["sequential", "explain"]),
-        ("tasks", "sequential"),
+        ("tasks", ["sequential", "sequential"]),
         ("max_history", 0),
         ("targets_per_prompt", 0),
         ("num_beams", 0),
