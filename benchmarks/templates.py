@@ -44,12 +44,10 @@ def main() -> None:
 def user_vectors(model) -> dict[str, torch.Tensor]:
     """z of all users (n_users, d) of length 1, by each template and, not of length 1, by the seen ones' mean."""
     model.eval()
-    users, encode, found = torch.arange(model.n_users, device=model.item_vectors.device), model.encode, {}
+    users, found = torch.arange(model.n_users, device=model.item_vectors.device), {}
     for template in range(model.prompts.num_templates):
-        model.encode = lambda codes, _, *rest, template=template: encode(codes, template, *rest)
         name = f"template {template}" + ("" if template < NUM_SEEN else " (unseen)")
-        found[name] = F.normalize(model.encode_users(users), dim=-1)
-    model.encode = encode
+        found[name] = F.normalize(model.encode_users(users, template), dim=-1)
     found["mean of the seen"] = torch.stack(list(found.values())[:NUM_SEEN]).mean(dim=0)
     return found
 

@@ -258,9 +258,13 @@ class TokenRec(GeneralRecommender):
         return self.encode(codes, template, history, number, window[:, :-1], count - 1)[turn.rows, turn.places]
 
     @torch.no_grad()
-    def encode_users(self, users: torch.Tensor) -> torch.Tensor:
-        """z of many users at evaluation, in batches of similar length: (B,) -> (B, d)."""
-        template = NUM_SEEN if self.settings.prompt == "unseen" else 0
+    def encode_users(self, users: torch.Tensor, template: int | None = None) -> torch.Tensor:
+        """z of many users at evaluation, in batches of similar length: (B,) -> (B, d).
+
+        ``template``: the index of the prompt's; None: the first of those that the key ``prompt`` chooses.
+        """
+        if template is None:
+            template = NUM_SEEN if self.settings.prompt == "unseen" else 0
         limit = self.history_limit(template)
         most = self.settings.prompt_decoder_items
         count = self.evaluation_histories.counts_of(users.cpu()).clamp_max(limit + most)
