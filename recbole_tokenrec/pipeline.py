@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -335,10 +336,22 @@ def plain(value):
 
 
 def write_json(path, content: dict) -> None:
-    """Write a JSON file whole or not at all.
+    """Write a JSON file whole or not at all; null stands for what is no number, such as one seed's deviation.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError:  # Python would write NaN, which other readers of JSON refuse
+        text = json.dumps(_finite(content), indent=1, allow_nan=False)
     with written_whole(path, "the result") as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode("utf-8"))
+        file.write((text + "\n").encode("utf-8"))
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -152,3 +153,12 @@ def test_figures_of_the_scaling_page_are_of_todays_preset():
     power = str(_MOST_DISTANCES.bit_length() - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
     assert f"2{power} distances" in page
     assert tuned.cf_sampled_items == tuned.llm_sampled_items and f"{tuned.llm_sampled_items:,} items" in page
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("file", [str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("docs/results/**/*.json"))])
+def test_result_files_are_json_that_any_reader_takes(file):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((ROOT / file).read_text(encoding="utf-8"), parse_constant=refuse)
