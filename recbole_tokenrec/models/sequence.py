@@ -23,12 +23,15 @@ from recbole.model.layers import TransformerEncoder
 from recbole.trainer import Trainer
 from recbole.utils import InputType
 from torch import nn
+from torch.nn import functional as F
 
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.histories import Histories, take
 from recbole_tokenrec.options import Option, WithOptions
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH, generator_for
 from recbole_tokenrec.training.muon import Muon, with_matrices_apart
+
+ENCODED_TOGETHER = 32  # sequences of like length, on a CPU
 
 
 class SequenceModel(WithOptions, GeneralRecommender):
@@ -88,7 +91,23 @@ class SequenceModel(WithOptions, GeneralRecommender):
             module.bias.data.zero_()
 
     def states(self, items: torch.Tensor, causal: bool) -> torch.Tensor:
-        """Hidden states (B, M, h) of left-aligned sequences ``items`` (B, M), padded with 0."""
+        """Hidden states (B, M, h) of left-aligned sequences ``items`` (B, M), padded with 0, where states mean nothing.
+
+        On a CPU most of the work would be padding, since histories are short and a few are long: there sequences of
+        like length are encoded together. The states are the same.
+        """
+        if items.device.type != "cpu" or len(items) <= ENCODED_TOGETHER:
+            return self._encoded(items, causal)
+        lengths = (items != 0).sum(dim=1)
+        order = lengths.argsort()
+        groups = [
+            F.pad(hidden, (0, 0, 0, items.shape[1] - hidden.shape[1]))
+            for rows in order.split(ENCODED_TOGETHER)
+            for hidden in [self._encoded(items[rows, : max(1, int(lengths[rows[-1]]))], causal)]
+        ]
+        return torch.cat(groups)[order.argsort()]
+
+    def _encoded(self, items: torch.Tensor, causal: bool) -> torch.Tensor:
         length = items.shape[1]
         embedded = self.item_embedding(items) + self.position_embedding.weight[:length]
         seen = (items != 0)[:, None, None, :]  # (B, 1, 1, M) keys that exist

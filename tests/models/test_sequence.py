@@ -7,6 +7,7 @@ from recbole.utils import get_trainer
 
 from recbole_tokenrec.commonkeys import KNOW_MUON
 from recbole_tokenrec.histories import Histories
+from recbole_tokenrec.models import sequence
 from recbole_tokenrec.models.sequence import Windows
 from recbole_tokenrec.training.loaders import HISTORY, HISTORY_LENGTH
 from recbole_tokenrec.training.muon import Muon
@@ -66,6 +67,27 @@ def test_no_position_of_sasrec_sees_what_comes_later(build):
         a, b = model.states(items, causal=True), model.states(changed, causal=True)
     torch.testing.assert_close(a[:, :3], b[:, :3])
     assert not torch.allclose(a[:, 3], b[:, 3])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("causal", [True, False])
+def test_encoding_sequences_of_like_length_together_changes_no_state(causal, build, monkeypatch):
+    """Nor any gradient; a sequence of nothing, as a user without a history is, disturbs no other."""
+    _, model, *_ = build("SASRecCE", **SMALL)
+    model.eval()
+    torch.manual_seed(0)
+    number = torch.randint(0, 9, (50,))
+    items = torch.randint(1, 40, (50, 8)).masked_fill(torch.arange(8) >= number.unsqueeze(1), 0)
+    weight = torch.randn(int(number.sum()), 16)
+    found = []
+    for together in (50, 7):
+        monkeypatch.setattr(sequence, "ENCODED_TOGETHER", together)
+        model.zero_grad()
+        states = model.states(items, causal)[items > 0]
+        (states * weight).sum().backward()
+        found.append((states, model.item_embedding.weight.grad))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.unit
