@@ -12,9 +12,10 @@ from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.pipeline import run_model
 
 FAST = {
-    "cf_embedding_size": 16, "cf_epochs": 20, "cf_train_batch_size": 16, "mq_codebook_size": 16,
-    "mq_num_codebooks": 3, "mq_user_num_codebooks": 3, "mq_codeword_dim": 16, "mq_hidden_size": 32,
-    "mq_min_steps": 40, "mq_epochs": 2, "llm_epochs": 4, "llm_train_batch_size": 16, "stage_cache": False,
+    "llm_backbone": "t5-scratch-tiny", "cf_embedding_size": 16, "cf_epochs": 20, "cf_train_batch_size": 16,
+    "mq_codebook_size": 16, "mq_num_codebooks": 3, "mq_user_num_codebooks": 3, "mq_codeword_dim": 16,
+    "mq_hidden_size": 32, "mq_min_steps": 40, "mq_epochs": 2, "llm_epochs": 4, "llm_train_batch_size": 16,
+    "stage_cache": False,
 }  # fmt: skip
 KEYS = {
     "TokenRec": FAST,
@@ -22,7 +23,7 @@ KEYS = {
     "SASRecCE": {"epochs": 20, "train_batch_size": 16, "hidden_size": 32, "learning_rate": 3e-3},
     "BPR": {"epochs": 100, "stopping_step": 100, "embedding_size": 16, "learning_rate": 0.01, "train_batch_size": 64},
     "SASRec": {"epochs": 25, "hidden_size": 16, "MAX_ITEM_LIST_LENGTH": 10, "learning_rate": 0.005},
-    "CID": {"epochs": 2, "cid_clusters": 4, "cid_cluster_size": 16},
+    "CID": {"llm_backbone": "t5-scratch-tiny", "epochs": 2, "cid_clusters": 4, "cid_cluster_size": 16},
     "FM": {
         "epochs": 60, "learning_rate": 0.01, "train_batch_size": 64,
         "train_neg_sample_args": {

@@ -10,9 +10,10 @@ import recbole_tokenrec
 # Cut down to seconds; the toy data has 4 groups of 12 users and 12 items.
 QUICK = {
     "TokenRec": {
-        "cf_embedding_size": 16, "cf_train_batch_size": 16, "mq_num_codebooks": 3, "mq_user_num_codebooks": 3,
-        "mq_codebook_size": 16, "mq_codeword_dim": 16, "mq_hidden_size": 32, "mq_epochs": 2, "mq_min_steps": 40,
-        "llm_epochs": 3, "llm_train_batch_size": 16, "stage_cache": False,
+        "llm_backbone": "t5-scratch-tiny", "cf_embedding_size": 16, "cf_epochs": 20, "cf_train_batch_size": 16,
+        "mq_num_codebooks": 3, "mq_user_num_codebooks": 3, "mq_codebook_size": 16, "mq_codeword_dim": 16,
+        "mq_hidden_size": 32, "mq_epochs": 2, "mq_min_steps": 40, "llm_epochs": 3, "llm_train_batch_size": 16,
+        "stage_cache": False,
     },
     "LightGCNSoftmax": {"embedding_size": 16, "train_batch_size": 16, "epochs": 20},
     "GTN": {"epochs": 20, "train_batch_size": 64, "embedding_size": 16},
@@ -29,8 +30,8 @@ QUICK = {
 }  # fmt: skip
 # These score the items that their beams found, and nothing else.
 GENERATIVE = {
-    "epochs": 8, "eval_step": 4, "train_batch_size": 8, "targets_per_prompt": 2, "learning_rate": 3e-3,
-    "embedding_lr_ratio": 3, "item_indexing": "cid", "cid_clusters": 4, "cid_cluster_size": 12,
+    "llm_backbone": "t5-scratch-tiny", "epochs": 8, "eval_step": 4, "train_batch_size": 8, "targets_per_prompt": 2,
+    "learning_rate": 3e-3, "embedding_lr_ratio": 3, "item_indexing": "cid", "cid_clusters": 4, "cid_cluster_size": 12,
 }  # fmt: skip
 QUICK.update({name: GENERATIVE for name in ("P5", "CID")})
 QUICK["POD"] = {**GENERATIVE, "epochs": 14, "eval_step": 7, "num_candidates": 5, "max_history": 4}

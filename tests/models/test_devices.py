@@ -11,7 +11,7 @@ from second_device import second_device
 from test_conformance import NAMES, QUICK
 
 SHORT = {"epochs": 1, "cf_epochs": 1, "text_epochs": 1, "mq_min_steps": 2, "mq_epochs": 1, "llm_epochs": 1}
-SMALL = {"mq_num_codebooks": 2, "mq_codebook_size": 8, "mq_codeword_dim": 8, "llm_backbone": "t5-scratch-tiny"}
+SMALL = {"mq_num_codebooks": 2, "mq_codebook_size": 8, "mq_codeword_dim": 8}
 PLAIN = {"llm_user_tokens": "all", "prompt_decoder_items": 0}
 
 

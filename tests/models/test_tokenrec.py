@@ -15,6 +15,7 @@ from recbole_tokenrec.models import tokenrec
 from recbole_tokenrec.training.stages import CollaborativeStage, LLMStage
 
 SMALL = {
+    "llm_backbone": "t5-scratch-tiny",
     "cf_embedding_size": 16,
     "cf_epochs": 30,
     "cf_train_batch_size": 16,
@@ -103,32 +104,34 @@ def test_same_seed_same_numbers_with_and_without_the_stage_cache(fit):
 
 @pytest.mark.recipe
 def test_cache_entries_are_for_their_options_only_and_damage_is_noticed(fit, tmp_path):
-    fit(stage_cache=True)
+    short = {"stage_cache": True, "cf_epochs": 4, "mq_min_steps": 10, "llm_epochs": 1}
+    fit(**short)
     folder = tmp_path / "saved" / "stage_cache"
     entries = {path.name.split("-")[0]: path for path in folder.glob("*.pt")}
     assert set(entries) == {"cf", "cf_2", "cf_weights", "user_tokenizer", "item_tokenizer"}
     entries["cf"].write_bytes(entries["cf"].read_bytes()[:-200])
-    other, *_ = fit(stage_cache=True, mq_codebook_size=8)
+    other, *_ = fit(**short, mq_codebook_size=8)
     assert not any(other.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
-    same, *_ = fit(stage_cache=True, llm_epochs=2)
+    same, *_ = fit(**{**short, "llm_epochs": 2})
     assert all(same.reports[name]["cached"] for name in ("cf", "user_tokenizer", "item_tokenizer"))
-    reseeded, *_ = fit(stage_cache=True, seed=7)
+    reseeded, *_ = fit(**short, seed=7)
     assert not reseeded.reports["cf"]["cached"]
 
 
 @pytest.mark.recipe
 def test_stages_of_other_code_are_not_taken_over(fit, monkeypatch):
-    fit(stage_cache=True)
+    short = {"stage_cache": True, "cf_epochs": 4, "mq_min_steps": 10, "llm_epochs": 1}
+    fit(**short)
     monkeypatch.setattr("recbole_tokenrec.training.trainer.code_digest", lambda: "another")
     for cached in (False, True):
-        trainer, *_ = fit(stage_cache=True)
+        trainer, *_ = fit(**short)
         assert {report["cached"] for name, report in trainer.reports.items() if name != "llm"} == {cached}
 
 
 @pytest.mark.recipe
 def test_stages_of_another_precision_are_not_taken_over(fit):
     for precision, cached in (("bf16", False), ("fp32", False), ("fp32", True), ("bf16", True)):
-        trainer, *_ = fit(stage_cache=True, precision=precision, cf_epochs=2, llm_epochs=1)
+        trainer, *_ = fit(stage_cache=True, precision=precision, cf_epochs=2, mq_min_steps=10, llm_epochs=1)
         assert {report["cached"] for name, report in trainer.reports.items() if name != "llm"} == {cached}
 
 
@@ -179,7 +182,7 @@ def test_no_stage_sees_validation_or_test_items(fit, monkeypatch):
         return original(self, interaction)
 
     monkeypatch.setattr(module.TokenRec, "calculate_loss", spy)
-    paper = {"preset": "paper", "llm_backbone": "t5-scratch-mini", "cf_epochs": 2, "llm_epochs": 1}
+    paper = {"preset": "paper", "cf_epochs": 2, "llm_epochs": 1}
     for keys in ({"prompt_decoder_items": 0}, ORDERLESS, {**DECODER, "cf_targets": ["next", "all"]}, paper):
         seen.clear()
         trainer, train, valid, test = fit(**keys)
