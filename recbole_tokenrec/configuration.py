@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import sys
+from collections.abc import Set
+from functools import cache
 from pathlib import Path
 
 import recbole
@@ -46,7 +48,7 @@ NO_MATTER = {
 
 
 def make_config(
-    model: str, dataset: str, config_files=(), overrides: dict | None = None, known: set[str] | None = None
+    model: str, dataset: str, config_files=(), overrides: dict | None = None, known: Set[str] | None = None
 ) -> Config:
     """RecBole's ``Config`` for one model of ours or RecBole's.
 
@@ -151,7 +153,8 @@ def no_presets(preset, model: str) -> ConfigError:
     return ConfigError(f"preset: {preset!r} was set, but {model} has no presets; allowed: for TokenRec only")
 
 
-def known_keys(model: str) -> set[str]:
+@cache  # a dozen YAML files, and an experiment asks for every model again and again
+def known_keys(model: str) -> frozenset[str]:
     """Every configuration key that RecBole, this model or its type reads."""
     keys = set(OPTIONS) if model == "TokenRec" else set()
     keys |= _UNLISTED | set(general_arguments) | set(training_arguments)
@@ -165,7 +168,7 @@ def known_keys(model: str) -> set[str]:
             keys |= set(_read_yaml(file))
     if model == "TokenRec":  # reads none of these; somebody who says epochs: 1 shall not wait for hours
         keys -= {"learner", *filter(_of_stages, training_arguments)}
-    return keys - {"grid", "datasets"}
+    return frozenset(keys - {"grid", "datasets"})
 
 
 def _of_stages(key: str) -> list[str]:
