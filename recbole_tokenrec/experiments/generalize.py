@@ -1,11 +1,10 @@
 """Table 4: users whom neither tokenizer nor language model has seen.
 
-A group of users is taken out of the training data of all three stages. After training only the collaborative side
-learns of them: their representations are folded in through the frozen item tables, the frozen MQ-Tokenizers give them
-tokens, and the untouched language model ranks for them. The group is the 5 % with the least history, as in the paper,
-or 5 % at random. The paper compares the unseen users with the seen ones, who are other people, with longer histories.
-Two rows say what of that drop is due to being unseen: the seen users of equally many training items, and the same users
-in a model that was trained on them too.
+A group of users is taken out of the training data (``unseen.py``). After training only the collaborative side learns of
+them; the frozen MQ-Tokenizers give them tokens, and the untouched language model ranks for them. The group is the 5 %
+with the least history, as in the paper, or 5 % at random. The paper compares the unseen users with the seen ones, who
+are other people, with longer histories. Two rows say what of that drop is due to being unseen: the seen users of as
+many training items, and the same users in a model that was trained on them too.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import json
 from collections import defaultdict
 
 import numpy as np
-import torch
-from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_tokenrec.datacheck import load_data
 from recbole_tokenrec.errors import ConfigError
@@ -23,14 +20,15 @@ from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.report import Report, Table
 from recbole_tokenrec.experiments.runs import Bench, Run, carry_out, record_path
 from recbole_tokenrec.experiments.statistics import mean_sd, ndcg_per_user, paired
+from recbole_tokenrec.experiments.unseen import train_without
 from recbole_tokenrec.histories import Histories
-from recbole_tokenrec.pipeline import describe_data, start_logging, versions, write_json
-from recbole_tokenrec.ranks import metrics_of, users_of, with_ranks
+from recbole_tokenrec.pipeline import write_json
+from recbole_tokenrec.ranks import metrics_of
 from recbole_tokenrec.registry import available_presets
 from recbole_tokenrec.settings import read_settings
 
 TITLE = "Table 4: seen and unseen users"
-ARGUMENTS = ("preset", "group", "share", "against")
+ARGUMENTS = ("preset", "group", "share", "update", "against")
 TRAINED_ON = "the same users, trained on"
 
 
@@ -38,6 +36,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--preset", help=f"{', '.join(available_presets())} (default: tuned)")
     parser.add_argument("--group", default="least", choices=("least", "random"), help="least history, or at random")
     parser.add_argument("--share", type=float, default=0.05, help="share of the users left out (default: 0.05)")
+    parser.add_argument(
+        "--update", default="nothing", choices=("nothing", "collaborative"),
+        help="nothing: no weight has seen them, their vectors are folded in (default); collaborative: the first stage "
+             "is trained on everybody, as in the paper",
+    )  # fmt: skip
     parser.add_argument(
         "--against", choices=("trained", "seen"),
         help="trained: a second model, trained on everybody, for the last row (default); seen: the first alone",
@@ -55,72 +58,19 @@ def run(bench: Bench, arguments) -> Report:
             "a trained table, which has none for users who were left out"
         )
     trained = [] if arguments.against == "seen" else carry_out([row], bench)
-    label = f"unseen {arguments.group} {arguments.share}"
+    updated = arguments.update == "collaborative"
+    label = f"unseen {arguments.group} {arguments.share}" + (", updated" if updated else "")
     records = []
     for seed in bench.seeds:
         part = Run(label, "TokenRec", preset=arguments.preset)
         config = bench.config(part, seed)
         path = record_path(bench, part, seed, config)
         if not path.exists():
-            write_json(path, _train_without(config, arguments.group, arguments.share))
+            write_json(path, train_without(config, arguments.group, arguments.share, updated))
         records.append(json.loads(path.read_text(encoding="utf-8")))
     _, (train_data, _, _) = load_data(config)
     counts = Histories.from_dataset(train_data._dataset).counts().numpy()
     return _report(bench, arguments, trained, records, counts)
-
-
-def left_out_users(counts: torch.Tensor, group: str, share: float, seed: int) -> torch.Tensor:
-    """User numbers (n,) to leave out. ``counts`` (n_users,): training items of each; users with fewer than two stay.
-
-    Ties of the least history are broken at random, by ``seed``.
-    """
-    users = (counts > 1).nonzero().squeeze(1)
-    shuffled = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))]
-    if group == "least":
-        shuffled = shuffled[torch.argsort(counts[shuffled], stable=True)]
-    return shuffled[: max(1, round(share * len(users)))].sort().values
-
-
-def _train_without(config, group: str, share: float) -> dict:
-    """Train all stages without the group, whose validation items choose nothing; fold it in, rank for everybody."""
-    init_seed(config["seed"], config["reproducibility"])
-    start_logging(config)
-    dataset, (train_data, valid_data, test_data) = load_data(config)
-    full = train_data._dataset
-    entry = describe_data(config, dataset, train_data)
-    everything = Histories.from_dataset(full)
-    users = left_out_users(everything.counts(), group, share, config["seed"])
-    train_data._dataset = _without(full, users)
-    others = type(valid_data)(valid_data.config, _without(valid_data._dataset, users), valid_data._sampler)
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model("TokenRec")(config, train_data._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], "TokenRec")(config, model)
-    trainer.fit(train_data, others, verbose=False, saved=False, show_progress=config["show_progress"])
-    fold_in(model, everything, users)
-    ranks, evaluated = {}, {}
-    for split, data in (("valid", valid_data), ("test", test_data)):
-        _, ranks[split] = with_ranks(trainer, data, lambda d: trainer.evaluate(d, load_best_model=False))
-        evaluated[split] = np.sort(users_of(data)).tolist()
-    return {
-        "data": entry,
-        "seed": int(config["seed"]),
-        "users": users.tolist(),
-        "ranks": ranks,
-        "evaluated": evaluated,
-        "items_of_user": everything.counts()[users].float().mean().item(),
-        "versions": versions(),
-    }
-
-
-def _without(dataset, users: torch.Tensor):
-    features = dataset.inter_feat
-    return dataset.copy(features[~torch.isin(features[dataset.uid_field], users)])
-
-
-def fold_in(model, histories: Histories, users: torch.Tensor) -> None:
-    """Let a trained TokenRec know ``users`` (n,), and everybody, by ``histories`` from now on."""
-    model.fold_in(histories, users)
-    model.histories = model.evaluation_histories = histories
 
 
 def as_many_items(ranks: list[int], unseen: np.ndarray, items: np.ndarray) -> dict[str, float]:
@@ -199,10 +149,16 @@ def _report(bench: Bench, arguments, trained: list[dict], records: list[dict], c
     ]  # fmt: skip
     number = sum(len(record["users"]) for record in records)
     what = "with the least history" if arguments.group == "least" else "at random"
+    updated = arguments.update == "collaborative"
+    left_out = "all training and folded in afterwards: no weight changes."
+    if updated:
+        left_out = (
+            "the training of the tokenizers and of the language model; the collaborative stage is trained on "
+            "everybody, as in the paper."
+        )
     sentences = [
         f"{len(records)} seed(s); in each, {100 * arguments.share:g} % of the users {what} (together {number} users, "
-        f"{np.mean([r['items_of_user'] for r in records]):.1f} training items each) are left out of all training and "
-        "folded in afterwards: no weight changes.",
+        f"{np.mean([r['items_of_user'] for r in records]):.1f} training items each) are left out of {left_out}",
         "Seen and unseen users are different people. The second row is the seen users, each number of training items "
         "as frequent as among the unseen. A drop below 0 means that the unseen did better.",
     ]
@@ -223,15 +179,15 @@ def _report(bench: Bench, arguments, trained: list[dict], records: list[dict], c
         ),
     ]
     content = {"dataset": records[0]["data"], "seeds": list(bench.seeds), "figures": figures, "drops": drops,
-               "paired": alike, "group": arguments.group, "share": arguments.share, "users": number,
-               "paper": paper}  # fmt: skip
+               "paired": alike, "group": arguments.group, "share": arguments.share,
+               "update": arguments.update, "users": number, "paper": paper}  # fmt: skip
     return Report(
         f"{bench.dataset}: unseen users, preset {arguments.preset}",
         sentences,
         tables,
         content,
         lambda figure: _draw(figure, figures),
-        subfolder=f"{arguments.preset}-{arguments.group}",
+        subfolder=f"{arguments.preset}-{arguments.group}" + ("-updated" if updated else ""),
     )
 
 

@@ -4,43 +4,21 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from recbole_tokenrec.cli.main import main
 from recbole_tokenrec.configuration import make_config
 from recbole_tokenrec.errors import ConfigError
 from recbole_tokenrec.experiments import levers
 from recbole_tokenrec.experiments.efficiency import RIVALS
-from recbole_tokenrec.experiments.generalize import _paired, left_out_users
+from recbole_tokenrec.experiments.generalize import _paired
 from recbole_tokenrec.experiments.quoted import quoted
 from recbole_tokenrec.experiments.runs import Bench, Run, record_path
 from recbole_tokenrec.experiments.statistics import ndcg_per_user
 from recbole_tokenrec.options import check
 from recbole_tokenrec.settings import OPTIONS, read_settings
-from recbole_tokenrec.training.trainer import TokenRecTrainer
+from tests.experiments.fast import FAST
 
 pytest.importorskip("matplotlib")
-FAST = [
-    "--llm_backbone=t5-scratch-tiny", "--cf_embedding_size=16", "--cf_epochs=3", "--cf_train_batch_size=16",
-    "--mq_codebook_size=16", "--mq_num_codebooks=3", "--mq_user_num_codebooks=3", "--mq_hidden_size=32",
-    "--mq_min_steps=20", "--mq_epochs=2", "--llm_epochs=1", "--llm_eval_step=1", "--epochs=2", "--show_progress=false",
-]  # fmt: skip
-
-
-@pytest.fixture
-def experiment(toy_data, tmp_path):
-    """``experiment(name, *arguments)``: exit code, and the result file's content."""
-
-    def call(name, *arguments, seeds=1, folder=""):
-        code = main(
-            ["experiment", name, "--dataset", "toy", "--data_path", str(toy_data), "--output_dir", str(tmp_path)]
-            + ["--seeds", str(seeds), *arguments]
-        )
-        where = tmp_path / "experiments" / name / "toy" / folder
-        file = where / "result.json"
-        return code, json.loads(file.read_text()) if file.is_file() else None, where
-
-    return call
 
 
 @pytest.mark.recipe
@@ -162,53 +140,6 @@ def test_levers_turn_one_key_of_the_preset_to_an_allowed_value(preset, toy_data)
     assert ("prompt_max_history" in listed) == settings["prompt_history"]
     assert ("llm_horizon" in listed) == (settings["prompt_decoder_items"] > 0)
     assert set(levers.variants(settings, "mq_beta")) == {levers.REFERENCE, *(n for n in table if "mq_beta" in n)}
-
-
-@pytest.mark.recipe
-def test_unseen_users_are_in_no_stage_and_get_recommendations_all_the_same(experiment, monkeypatch):
-    from recbole_tokenrec.experiments import generalize
-
-    seen = {}
-    original = generalize.fold_in
-
-    def spy(model, histories, users):
-        seen["trained on"] = model.histories.counts()[users].sum().item()
-        seen["left out"] = users
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        original(model, histories, users)
-        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-        seen["changed"] = changed
-
-    fit = TokenRecTrainer.fit
-
-    def watched(self, train, valid=None, **options):
-        seen["validated by"] = valid.uid_list
-        return fit(self, train, valid, **options)
-
-    monkeypatch.setattr(generalize, "fold_in", spy)
-    monkeypatch.setattr(TokenRecTrainer, "fit", watched)
-    fast = [a for a in FAST if not a.startswith("--cf_epochs")] + ["--cf_epochs=20"]
-    code, result, _ = experiment("generalize", "--share", "0.2", *fast, folder="tuned-least")
-    assert code == 0
-    assert seen["trained on"] == 0
-    assert len(seen["validated by"]) == 38 and not torch.isin(seen["validated by"], seen["left out"]).any()
-    assert seen["changed"] == {"user_vectors", "user_codes"}  # tables, tokenizers and language model are untouched
-    assert result["users"] == 10
-    # the toy's answer: an item of his own group, which popularity finds once in four times
-    assert result["figures"]["unseen users"]["test"]["hit@20"]["mean"] > 0.8
-    unseen, same = (
-        sum(result["figures"][label][split]["ndcg@20"]["mean"] for split in ("valid", "test")) / 2
-        for label in ("unseen users", generalize.TRAINED_ON)
-    )
-    assert result["paired"]["difference"] == pytest.approx(unseen - same)
-    # all of the toy's users have as many items
-    assert result["figures"]["seen users of as many items"] == result["figures"]["seen users"]
-    code, alone, folder = experiment("generalize", "--share", "0.2", "--against", "seen", *fast, folder="tuned-least")
-    assert code == 0 and alone["paired"] is None
-    assert generalize.TRAINED_ON not in (folder / "result.md").read_text()
-    assert alone["figures"] == {
-        label: figure for label, figure in result["figures"].items() if label != generalize.TRAINED_ON
-    }
 
 
 def test_seen_users_count_as_often_as_the_unseen_have_as_many_items():
@@ -405,16 +336,6 @@ def test_somebody_whom_several_seeds_leave_out_counts_once():
     found = _paired(trained, records)
     assert found["users"] == 3
     assert found["difference"] == pytest.approx(np.mean([1.0, (0.5 + 0.0) / 2 - 0.5, 0.0 - 0.5]))
-
-
-@pytest.mark.unit
-def test_the_group_of_least_history_is_that_and_ties_go_by_seed():
-    counts = torch.tensor([0, 5, 2, 2, 2, 9, 1, 7])
-    group = left_out_users(counts, "least", 0.34, seed=1)
-    assert len(group) == 2 and set(group.tolist()) <= {2, 3, 4}
-    groups = {tuple(left_out_users(counts, "least", 0.34, seed).tolist()) for seed in range(20)}
-    assert len(groups) == 3
-    assert 6 not in np.concatenate([left_out_users(counts, "random", 0.9, s) for s in range(5)])
 
 
 @pytest.mark.unit
