@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from recbole.utils import dict2str, early_stopping, set_color
 from tqdm import tqdm
 
 import recbole_tokenrec
@@ -31,17 +30,15 @@ from recbole_tokenrec.snapshot import DataSnapshot
 from recbole_tokenrec.sources import code_digest
 from recbole_tokenrec.training import distributed
 from recbole_tokenrec.training.cache import StageCache, data_fingerprint
+from recbole_tokenrec.training.evaluation import StagedEvaluation
 from recbole_tokenrec.training.loaders import derived_seed
 from recbole_tokenrec.training.progress import Progress, StageState, not_finite, resume_options
-from recbole_tokenrec.training.stages import Stage, everything, stages_of
-
-# RecBole's evaluation holds for each score itself (4 bytes), a mask of positives (8) and what top-k needs beside them.
-_BYTES_PER_SCORE = 16
-# What RecBole's collector holds for each user; the rest is of the data set.
-PER_USER = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
+from recbole_tokenrec.training.stage import Stage
+from recbole_tokenrec.training.stages import everything, stages_of
+from recbole_tokenrec.training.steps import learning_rate_at
 
 
-class TokenRecTrainer(Trainer):
+class TokenRecTrainer(StagedEvaluation, Trainer):
     """Attributes beside RecBole's: ``reports``, per stage its seconds, epochs, best validation and own figures."""
 
     walks_stages = True
@@ -54,7 +51,6 @@ class TokenRecTrainer(Trainer):
         self.saved_model_file = str(file.with_name(f"{file.stem}-{os.getpid()}{file.suffix}"))
         self.reports: dict[str, dict] = {}
         self.valid_data = self.snapshot = None
-        self._smaller: list[tuple] = []
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
@@ -252,72 +248,7 @@ class TokenRecTrainer(Trainer):
             text += f"; the last good state, of epoch {epoch}, is kept in {self.saved_model_file}"
         raise TrainingError(f"{text}; lower {stage.prefix}_learning_rate ({stage.option('learning_rate')})")
 
-    # ---- evaluation -------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """RecBole's evaluation; in the LLM4Rec stage all users are encoded once beforehand.
-
-        With ``history_at_test: train_valid`` the model reads whatever RecBole masks as history: the validation item
-        for the test set, and nothing more for the validation set.
-        """
-        if not eval_data:
-            return None
-        model = self.model
-        if load_best_model:
-            payload = load_checkpoint(model_file or self.saved_model_file, map_location=self.device)
-            model.load_state_dict(payload["state_dict"])
-            model.load_other_parameter(payload["other_parameter"])
-        model.eval()
-        longer = model.settings.history_at_test == "train_valid"
-        eval_data = self._within_budget(eval_data)
-        with model.reading(model.histories.known_at(eval_data)) if longer else nullcontext():
-            try:
-                if distributed.active():
-                    return self._evaluate_together(eval_data)
-                if model.stage != COLLABORATIVE:
-                    model.remember_users()
-                return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-            finally:
-                model.forget_users()
-
-    def _evaluate_together(self, eval_data) -> dict:
-        """RecBole's evaluation with its batches dealt out to the processes; the same metrics in each of them."""
-        model = self.model
-        if model.stage != COLLABORATIVE:
-            mine = torch.arange(distributed.rank(), model.n_users, distributed.world(), device=self.device)
-            parts = distributed.everybodys(model.encode_users(mine).cpu())
-            encoded = torch.empty(model.n_users, parts[0].shape[1])
-            for rank, part in enumerate(parts):
-                encoded[rank :: distributed.world()] = part
-            model.use_encoded_users(encoded.to(self.device))
-        self.tot_item_num = eval_data._dataset.item_num
-        full = isinstance(eval_data, FullSortEvalDataLoader)
-        scores_of = self._full_sort_batch_eval if full else self._neg_sample_batch_eval
-        mine = {}
-        for number, batch in enumerate(eval_data):  # sampled negatives are drawn alike in every process
-            if number % distributed.world() == distributed.rank():
-                interaction, scores, rows, items = scores_of(batch)
-                self.eval_collector.eval_batch_collect(scores, interaction, rows, items)
-                struct = self.eval_collector.get_data_struct()
-                mine[number] = {key: struct[key] for key in PER_USER if key in struct}
-        parts = {number: part for process in distributed.everybodys(mine) for number, part in process.items()}
-        struct = self.eval_collector.get_data_struct()  # what concerns the data as a whole
-        for key in PER_USER:
-            if key in parts[0]:
-                struct.set(key, torch.cat([parts[number][key] for number in sorted(parts)]))
-        return self.evaluator.evaluate(struct)
-
-    @torch.no_grad()
-    def evaluate_collaborative(self, eval_data, score: str) -> dict:
-        """Metrics of the collaborative stage alone, by ``cosine`` or by ``dot`` product."""
-        model = self.model
-        stage, before = model.stage, model.collaborative_score
-        model.stage, model.collaborative_score = COLLABORATIVE, score
-        try:
-            return self.evaluate(eval_data, load_best_model=False)
-        finally:
-            model.stage, model.collaborative_score = stage, before
+    # ---- the result file --------------------------------------------------------------------------------------
 
     def describe(self, valid_data, test_data) -> dict:
         """What TokenRec adds to its row of the result file."""
@@ -348,28 +279,6 @@ class TokenRecTrainer(Trainer):
             },
             "stages": reports,
         }
-
-    def _valid_epoch(self, valid_data, show_progress=False):
-        self.model.collaborative_score = "cosine" if self.model.settings.cf_loss == "softmax_cosine" else "dot"
-        result = self.evaluate(valid_data, load_best_model=False)
-        return calculate_valid_score(result, self.valid_metric), result
-
-    def _within_budget(self, eval_data):
-        """``eval_data``, or the same with fewer users a batch, if their scores would exceed ``memory_budget_gb``."""
-        if not isinstance(eval_data, FullSortEvalDataLoader):
-            return eval_data
-        bytes_per_user = _BYTES_PER_SCORE * self.model.n_items
-        users = max(1, int(self.model.settings.memory_budget_gb * 2**30 / bytes_per_user))
-        if eval_data.step <= users:
-            return eval_data
-        for original, smaller in self._smaller:
-            if original is eval_data:
-                return smaller
-        config = copy.copy(eval_data.config)
-        config.final_config_dict = {**config.final_config_dict, "eval_batch_size": users * self.model.n_items}
-        smaller = type(eval_data)(config, eval_data._dataset, eval_data._sampler, shuffle=False)
-        self._smaller.append((eval_data, smaller))
-        return smaller
 
     # ---- house-keeping ----------------------------------------------------------------------------------------
 
@@ -418,16 +327,3 @@ class TokenRecTrainer(Trainer):
     def _log(self, text: str) -> None:
         if self.verbose and distributed.is_first():
             self.logger.info(text)
-
-
-def learning_rate_at(step: int, total: int, warmup_ratio: float, decay: str) -> float:
-    """Learning rate as a share of its peak: linear warm-up, then constant, linear or cosine decay to 1 %."""
-    warmup = warmup_ratio * total
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    if decay == "linear":
-        return 1 - 0.99 * done
-    if decay == "cosine":
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0

@@ -10,7 +10,7 @@ from recbole.trainer import Trainer
 
 from recbole_tokenrec.training.adamw import adamw
 from recbole_tokenrec.training.loaders import generator_for
-from recbole_tokenrec.training.trainer import learning_rate_at
+from recbole_tokenrec.training.steps import learning_rate_at
 
 
 class _Epoch:
