@@ -4,6 +4,7 @@ Each patch is one function that changes something only where the installed versi
 did; :func:`apply` runs them once and keeps a record of each, which the ``doctor`` command prints. What changes is
 RecBole's own modules, with two exceptions, both *missing* names that are given back and never a name that exists:
 numpy's old aliases (see :func:`_numpy_aliases`) and scipy's ``dok_matrix._update``.
+One patch is for no version but for speed: NeuMF's full sort.
 
 Where RecBole's code cannot be reached by replacing a short function, the *name* it reads is replaced in that one
 module instead: ``torch`` by an overlay that differs in ``load`` alone, ``pandas`` in ``read_csv``, ``os`` in
